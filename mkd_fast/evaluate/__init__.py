@@ -1,0 +1,1 @@
+"""Metrics per language, the report's tables, and its plots."""

@@ -1,0 +1,273 @@
+"""Accuracy and macro-F1 for each language, with languages seen and unseen in training apart.
+
+A mean over languages is unweighted: a language counts once, however many test samples it has.
+
+Shapes: N samples, B samples of a batch, S tokens, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mkd_fast import checks
+
+_Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
+_NO_PREDICTION = -1  # stands in for the class of a sample whose logits hold a NaN
+
+
+class LabelledBatch(Protocol):
+    """What `predict` reads of a batch."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Token ids, int64 [B, S]."""
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """1 where a token is real, int64 [B, S]."""
+
+    @property
+    def labels(self) -> Tensor:
+        """True classes, int64 [B]."""
+
+    @property
+    def sample_ids(self) -> Tensor:
+        """Row numbers of the samples in their text, int64 [B]."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted and true classes, int64 [N] each, in rising order of sample id."""
+
+    sample_ids: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
+    true: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """One model's shares, 0 to 1, on the test samples of one language."""
+
+    language: str
+    num_samples: int
+    accuracy: float
+    macro_f1: float
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy, as `wilson_interval` defines it."""
+        return wilson_interval(self.accuracy, self.num_samples)
+
+
+@dataclass(frozen=True)
+class MeanScore:
+    """Unweighted means over languages, as shares, 0 to 1."""
+
+    num_languages: int
+    accuracy: float
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """One model's scores: languages it had training data for, and languages it had none for."""
+
+    model: str
+    seen: tuple[LanguageScore, ...]
+    unseen: tuple[LanguageScore, ...]
+
+    @property
+    def seen_mean(self) -> MeanScore | None:
+        """Mean over the seen languages; None where there are none."""
+        return mean_score(self.seen)
+
+    @property
+    def unseen_mean(self) -> MeanScore | None:
+        """Mean over the unseen languages; None where there are none."""
+        return mean_score(self.unseen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as plain values that `json` writes and `from_dict` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModelScores:
+        """The scores that `to_dict` wrote.
+
+        Raises:
+            ValueError: A field is missing or unknown.
+        """
+        try:
+            seen, unseen = (
+                tuple(LanguageScore(**score) for score in fields[group])
+                for group in ("seen", "unseen")
+            )
+            return cls(fields["model"], seen, unseen)
+        except (KeyError, TypeError) as error:
+            raise checks.malformed_scores(error) from error
+
+
+def predict(
+    model: nn.Module, batches: Iterable[LabelledBatch], device: torch.device | str
+) -> Predictions:
+    """Most likely class of every sample, in inference mode, dropout off.
+
+    The classes stay on the device until the last batch: one transfer, no wait per batch. The
+    model's training mode is put back afterwards.
+
+    Args:
+        model: Sequence classifier, already on `device`; its output has `logits` [B, C].
+        batches: Batches in any order; each sample once.
+        device: Where the token ids go.
+
+    Raises:
+        ValueError: No batches, a sample id given twice, or a NaN among a sample's logits.
+    """
+    predicted, true, sample_ids = [], [], []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                logits_BC = model(
+                    input_ids=batch.input_ids.to(device, non_blocking=True),
+                    attention_mask=batch.attention_mask.to(device, non_blocking=True),
+                ).logits
+                is_nan_B = logits_BC.isnan().any(-1)
+                predicted.append(logits_BC.argmax(-1).masked_fill(is_nan_B, _NO_PREDICTION))
+                true.append(batch.labels)
+                sample_ids.append(batch.sample_ids)
+    finally:
+        model.train(was_training)
+    if not predicted:
+        raise checks.nothing_to_predict()
+    return _ordered(_to_numpy(sample_ids), _to_numpy(predicted), _to_numpy(true))
+
+
+def score_languages(
+    model: str,
+    predicted: npt.ArrayLike,
+    true: npt.ArrayLike,
+    languages: Sequence[str],
+    *,
+    seen_languages: Collection[str],
+) -> ModelScores:
+    """Accuracy and macro-F1 for each language that occurs in `languages`, sorted by name.
+
+    Args:
+        model: Name under which the scores are reported.
+        predicted: Predicted classes, integers [N].
+        true: True classes, integers [N].
+        languages: Language of each sample, length N.
+        seen_languages: Languages of the training data. One without a test sample has no score.
+
+    Raises:
+        TypeError: Classes are not integers.
+        ValueError: Lengths differ, or there are no samples.
+    """
+    predicted_N, true_N = _classes("predicted", predicted), _classes("true", true)
+    if not predicted_N.shape == true_N.shape == (len(languages),):
+        raise checks.lengths_differ(predicted_N.shape, true_N.shape, len(languages))
+    if not languages:
+        raise checks.nothing_to_score(model)
+    languages_N = np.asarray(languages)
+    scores = []
+    for language in sorted(set(languages)):
+        rows = languages_N == language
+        scores.append(
+            LanguageScore(
+                language,
+                num_samples=int(rows.sum()),
+                accuracy=accuracy(predicted_N[rows], true_N[rows]),
+                macro_f1=macro_f1(predicted_N[rows], true_N[rows]),
+            )
+        )
+    return ModelScores(
+        model,
+        seen=tuple(score for score in scores if score.language in seen_languages),
+        unseen=tuple(score for score in scores if score.language not in seen_languages),
+    )
+
+
+def accuracy(predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
+    """Share of the samples whose predicted class is the true one; [N] each, N >= 1."""
+    return float(np.mean(predicted == true))
+
+
+def macro_f1(predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
+    """Unweighted mean over classes of F1 = 2 TP / (2 TP + FP + FN); [N] each, N >= 1.
+
+    The classes are those that occur among the true or the predicted ones, scikit-learn's choice;
+    one that is only predicted, or never, has F1 = 0. A class without either is left out: there is
+    nothing to say about it.
+    """
+    classes_C, codes = np.unique(np.concatenate([predicted, true]), return_inverse=True)
+    predicted_codes_N, true_codes_N = np.split(codes, 2)
+    hits = true_codes_N[predicted_codes_N == true_codes_N]
+    num_hits_C = np.bincount(hits, minlength=len(classes_C))
+    num_mentions_C = np.bincount(codes, minlength=len(classes_C))  # (TP + FP) + (TP + FN)
+    return float(np.mean(2 * num_hits_C / num_mentions_C))
+
+
+def mean_score(scores: Sequence[LanguageScore]) -> MeanScore | None:
+    """Mean over languages, each counted once; None where there are no languages."""
+    if not scores:
+        return None
+    return MeanScore(
+        num_languages=len(scores),
+        accuracy=fmean(score.accuracy for score in scores),
+        macro_f1=fmean(score.macro_f1 for score in scores),
+    )
+
+
+def wilson_interval(share: float, num_samples: int) -> tuple[float, float]:
+    """The 95 % score interval of a binomial share: all x with (share - x)^2 <= z^2 x (1 - x) / n.
+
+    It takes samples as independent. Samples made from the same template are not, so for them it is
+    too narrow; and it says nothing about other seeds of the training.
+
+    Args:
+        share: Observed share, 0 to 1.
+        num_samples: n, at least 1.
+
+    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    z2_over_n = _Z_95**2 / num_samples
+    centre = (share + z2_over_n / 2) / (1 + z2_over_n)
+    spread = math.sqrt(share * (1 - share) * z2_over_n + z2_over_n**2 / 4) / (1 + z2_over_n)
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+def _classes(argument: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    classes = np.asarray(values)
+    if classes.size and not np.issubdtype(classes.dtype, np.integer):
+        raise checks.classes_not_integers(argument, classes.dtype)
+    return classes.astype(np.int64)
+
+
+def _to_numpy(parts: Sequence[Tensor]) -> npt.NDArray[np.int64]:
+    return torch.cat(list(parts)).cpu().numpy()
+
+
+def _ordered(
+    sample_ids_N: npt.NDArray[np.int64],
+    predicted_N: npt.NDArray[np.int64],
+    true_N: npt.NDArray[np.int64],
+) -> Predictions:
+    order = np.argsort(sample_ids_N)
+    sample_ids_N, predicted_N, true_N = sample_ids_N[order], predicted_N[order], true_N[order]
+    repeated = sample_ids_N[1:][sample_ids_N[1:] == sample_ids_N[:-1]]
+    if repeated.size:
+        raise checks.sample_predicted_twice(int(repeated[0]))
+    if (no_class := sample_ids_N[predicted_N == _NO_PREDICTION]).size:
+        raise checks.nan_logits(no_class[:5].tolist(), int(no_class.size))
+    return Predictions(sample_ids_N, predicted_N, true_N)

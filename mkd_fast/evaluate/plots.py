@@ -1,0 +1,323 @@
+"""The plots of a run, as PNG: loss curves, accuracy for each language, parameters and size.
+
+Each function returns a matplotlib figure and touches no global state: no pyplot, no backend. A
+model has the same colour and marker in every plot: its place in the report decides. Colours are
+Okabe and Ito's, which people with any kind of colour blindness tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mkd_fast.evaluate.metrics import LanguageScore, MeanScore
+from mkd_fast.evaluate.report import ModelResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOSS_PARTS = {
+    "loss": "total loss (weighted sum)",
+    "kd": "distillation term",
+    "ce": "cross-entropy term",
+    "hidden": "hidden-state term",
+}
+_COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+_MARKERS = ("D", "o", "s", "^", "v", "P", "X")
+_EMBEDDINGS, _LAYERS, _HEAD, _DISK = "#0072B2", "#56B4E9", "#D55E00", "#8C8C8C"
+_DOTS_PER_INCH = 160
+_STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.handletextpad": 0.4,
+    "legend.columnspacing": 1.5,
+}
+_ROW_INCHES, _MEAN_ROWS = 0.4, 2.2  # height of a language's row; the mean's row, in such rows
+
+
+def write_plots(
+    results: Sequence[ModelResult], metrics: Iterable[Mapping[str, Any]], folder: Path
+) -> None:
+    """Writes loss_curves.png, accuracy.png and size.png into an existing folder.
+
+    Args:
+        results: The models of the report, in its order.
+        metrics: Rows as `loss_curves` takes them.
+        folder: Where the files go.
+    """
+    figures = {
+        "loss_curves": loss_curves(metrics, [result.scores.model for result in results]),
+        "accuracy": accuracy_by_language(results),
+        "size": parameters_and_size(results),
+    }
+    for stem, figure in figures.items():
+        figure.savefig(folder / f"{stem}.png", dpi=_DOTS_PER_INCH)
+
+
+def loss_curves(metrics: Iterable[Mapping[str, Any]], models: Sequence[str]) -> Figure:
+    """One panel for each part of the loss that was trained on: every step faint, and smoothed.
+
+    Smoothed is the mean over a window, centred on the step, of 1/20 of the curve's steps.
+
+    Args:
+        metrics: Rows with `model`, `step` and those of `loss`, `kd`, `ce`, `hidden` that were
+            measured. A step given twice (a run that was resumed) counts as its last row says. A
+            part that is zero throughout, or not finite, is not drawn.
+        models: The report's models, in its order; rows of others are not drawn.
+    """
+    rows = list(metrics)
+    curves = {
+        part: {model: curve for model in models if (curve := _curve(rows, model, part)) is not None}
+        for part in LOSS_PARTS
+    }
+    parts = [part for part in LOSS_PARTS if curves[part]]
+    num_columns = min(2, max(1, len(parts)))
+    num_lines = max(1, math.ceil(len(parts) / num_columns))
+    with _style():
+        figure = _figure(4.6 * num_columns, 0.9 + 2.9 * num_lines)
+        figure.suptitle(
+            "Training losses: every step (faint) and smoothed", x=0.02, ha="left", weight="bold"
+        )
+        for number, part in enumerate(parts, start=1):
+            axes = figure.add_subplot(num_lines, num_columns, number)
+            for model, (steps, losses) in curves[part].items():
+                colour = _colour(models.index(model))
+                axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
+                smooth = _smoothed(losses, max(1, len(losses) // 20))
+                axes.plot(steps, smooth, color=colour, linewidth=2, label=model)
+            axes.set_title(LOSS_PARTS[part])
+            axes.set_xlabel("optimizer step")
+            axes.set_ylim(bottom=0)
+            axes.margins(x=0.01)
+        _legend_below(figure)
+    return figure
+
+
+def accuracy_by_language(results: Sequence[ModelResult]) -> Figure:
+    """A dot with its 95 % interval for each model and language, and the means, seen apart.
+
+    Languages stand in the order of the first model's accuracy, best on top.
+    """
+    groups = (
+        ("Languages seen in training", [result.scores.seen for result in results]),
+        ("Unseen languages", [result.scores.unseen for result in results]),
+    )
+    means = (
+        [result.scores.seen_mean for result in results],
+        [result.scores.unseen_mean for result in results],
+    )
+    panels = [
+        (title, _languages_best_first(scores), scores, mean)
+        for (title, scores), mean in zip(groups, means, strict=True)
+        if any(scores)
+    ]
+    heights = [len(languages) + _MEAN_ROWS for _, languages, _, _ in panels]
+    with _style():
+        figure = _figure(7.6, 1.6 + _ROW_INCHES * sum(heights) + 0.4 * len(panels))
+        figure.suptitle(
+            "Test accuracy by language (bars: 95 % Wilson interval)", x=0.02, ha="left", weight="bold"
+        )
+        grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
+        for number, (title, languages, scores, mean) in enumerate(panels):
+            axes = figure.add_subplot(grid[number])
+            _draw_languages(axes, languages, scores)
+            _draw_means(axes, len(languages), mean)
+            axes.set_title(title)
+            axes.set_yticks([*range(len(languages)), _mean_position(len(languages))])
+            axes.set_yticklabels([*languages, "mean"])
+            axes.set_ylim(len(languages) - 0.5 + _MEAN_ROWS, -0.5)
+            axes.set_xlim(-2, 102)  # whole markers at 0 and 100
+            axes.spines.left.set_visible(False)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(visible=False, axis="y")
+        axes.set_xlabel("accuracy, %")
+        _legend_below(figure, [result.scores.model for result in results])
+    return figure
+
+
+def parameters_and_size(results: Sequence[ModelResult]) -> Figure:
+    """A stacked bar of each model's parameters by part, and a bar of its size on disk."""
+    names = [result.scores.model for result in results]
+    counts = [result.parameters for result in results]
+    heads = [count.head / 1e6 for count in counts]  # too thin to be seen, so the legend says it
+    parts = (
+        ("embeddings", _EMBEDDINGS, [count.embeddings / 1e6 for count in counts]),
+        ("layers", _LAYERS, [count.layers / 1e6 for count in counts]),
+        (f"head (at most {max(heads):.2f})", _HEAD, heads),
+    )
+    with _style():
+        figure = _figure(9.2, 1.7 + 0.55 * len(results))
+        figure.suptitle("Parameters and size on disk", x=0.02, ha="left", weight="bold")
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        start = np.zeros(len(results))
+        for part, colour, millions in parts:
+            left.barh(names, millions, left=start, height=0.6, color=colour, label=part)
+            start += np.asarray(millions)
+        megabytes = [result.size_bytes / 1e6 for result in results]
+        right.barh(names, megabytes, height=0.6, color=_DISK)
+        _label_bar_ends(left, start)
+        _label_bar_ends(right, megabytes)
+        left.set_xlabel("parameters, millions")
+        right.set_xlabel("megabytes on disk")
+        left.invert_yaxis()
+        for axes in (left, right):
+            axes.grid(visible=False, axis="y")
+            axes.tick_params(axis="y", length=0)
+        _legend_below(figure)
+    return figure
+
+
+def _curve(
+    rows: Iterable[Mapping[str, Any]], model: str, part: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+    loss_of_step = {
+        row["step"]: row[part]
+        for row in rows
+        if row["model"] == model and row.get(part) is not None and math.isfinite(row[part])
+    }
+    if not any(loss_of_step.values()):
+        return None
+    steps = sorted(loss_of_step)
+    return np.array(steps), np.array([loss_of_step[step] for step in steps], dtype=np.float64)
+
+
+def _smoothed(values: npt.NDArray[np.float64], reach: int) -> npt.NDArray[np.float64]:
+    """Mean over at most `reach` values in all, centred; the window is cut at the ends."""
+    window = np.ones(2 * (reach // 2) + 1)
+    num_values = np.convolve(np.ones_like(values), window, mode="same")
+    smoothed: npt.NDArray[np.float64] = np.convolve(values, window, mode="same") / num_values
+    return smoothed
+
+
+def _languages_best_first(scores: Sequence[Sequence[LanguageScore]]) -> list[str]:
+    """Languages of all models, by the accuracy of the first model that has them."""
+    accuracy_of: dict[str, float] = {}
+    for of_model in scores:
+        for score in of_model:
+            accuracy_of.setdefault(score.language, score.accuracy)
+    return sorted(accuracy_of, key=lambda language: -accuracy_of[language])
+
+
+def _draw_languages(
+    axes: Axes, languages: Sequence[str], scores: Sequence[Sequence[LanguageScore]]
+) -> None:
+    for row in range(0, len(languages), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color="#F6F6F6", zorder=0)
+    for number, of_model in enumerate(scores):
+        accuracy = np.array([100 * score.accuracy for score in of_model])
+        bounds = 100 * np.array([score.accuracy_interval for score in of_model]).reshape(-1, 2).T
+        rows = [languages.index(score.language) for score in of_model]
+        axes.errorbar(
+            accuracy,
+            np.array(rows) + 0.6 * _lane(number, len(scores)),
+            xerr=np.abs(bounds - accuracy),
+            color=_colour(number),
+            marker=_marker(number),
+            markersize=5,
+            linestyle="none",
+            elinewidth=1.2,
+        )
+
+
+def _draw_means(axes: Axes, num_languages: int, means: Sequence[MeanScore | None]) -> None:
+    middle = _mean_position(num_languages)
+    axes.axhspan(middle - _MEAN_ROWS / 2, middle + _MEAN_ROWS / 2, color="#E9E9E9", zorder=0)
+    for number, mean in enumerate(means):
+        if mean is None:
+            continue
+        percent = 100 * mean.accuracy
+        row = middle + 0.85 * _MEAN_ROWS * _lane(number, len(means))
+        axes.plot(percent, row, color=_colour(number), marker=_marker(number), markersize=7)
+        towards_left = percent > 90
+        axes.annotate(
+            f"{percent:.1f}",
+            (percent, row),
+            xytext=(-8 if towards_left else 8, 0),
+            textcoords="offset points",
+            ha="right" if towards_left else "left",
+            va="center_baseline",
+            fontsize=9.5,
+        )
+
+
+def _mean_position(num_languages: int) -> float:
+    return num_languages - 0.5 + _MEAN_ROWS / 2
+
+
+def _lane(number: int, num_models: int) -> float:
+    """Where in its row a model is drawn: -0.5 to 0.5, top to bottom."""
+    return (number + 0.5) / num_models - 0.5
+
+
+def _label_bar_ends(axes: Axes, ends: Iterable[float]) -> None:
+    for row, end in enumerate(ends):
+        axes.annotate(
+            f"{end:.1f}",
+            (end, row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center_baseline",
+        )
+    axes.margins(x=0.25)
+    axes.set_xlim(left=0)
+
+
+def _legend_below(figure: Figure, models: Sequence[str] = ()) -> None:
+    """One legend for all panels, beneath them; of markers for `models`, else of what is drawn."""
+    from matplotlib.lines import Line2D
+
+    keys: dict[str, Any] = {
+        model: Line2D([], [], color=_colour(number), marker=_marker(number), linestyle="none")
+        for number, model in enumerate(models)
+    }
+    for axes in () if models else figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        keys |= dict(zip(labels, handles, strict=True))
+    if keys:
+        letters_in_a_line = 11 * figure.get_figwidth()
+        num_columns = int(letters_in_a_line / (4 + max(map(len, keys))))
+            6 + max(map(len, keys))
+        )  # 10 letters/inch
+        figure.legend(
+            list(keys.values()),
+            list(keys),
+            loc="outside lower center",
+            ncols=min(len(keys), max(1, num_columns)),
+        )
+
+
+def _figure(width_inches: float, height_inches: float) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.03)
+    return Figure(figsize=(width_inches, height_inches), layout=layout)
+
+
+def _style() -> AbstractContextManager[None]:
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def _marker(number: int) -> str:
+    return _MARKERS[number % len(_MARKERS)]

@@ -1,0 +1,281 @@
+"""The tables of a run: accuracy and macro-F1 for each language, and one line for each model.
+
+Everything shown comes from the rows of two CSV files, `languages.csv` (a row per model and
+language) and `summary.csv` (a row per model), so a table made from committed files is the table
+that the run printed. Shares are 0 to 1 in the files and per cent in the tables; a megabyte is
+10^6 bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from mkd_fast import checks
+from mkd_fast.evaluate.metrics import MeanScore, ModelScores
+from mkd_fast.evaluate.tables import Table, TableRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LANGUAGE_COLUMNS = (
+    "model",
+    "language",
+    "group",
+    "num_samples",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "macro_f1",
+)
+SUMMARY_COLUMNS = (
+    "model",
+    "seen_accuracy",
+    "seen_macro_f1",
+    "unseen_accuracy",
+    "unseen_macro_f1",
+    "embedding_parameters",
+    "layer_parameters",
+    "head_parameters",
+    "size_bytes",
+    "train_seconds",
+)
+_NO_VALUE = "—"
+CsvRow = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many numbers a model learns, by where they sit."""
+
+    embeddings: int
+    layers: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.embeddings + self.layers + self.head
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What the report says of one model.
+
+    Attributes:
+        scores: Its scores; `scores.model` is the name that tables and plots show.
+        parameters: Its parameters.
+        size_bytes: Size on disk of its folder, weights and tokenizer.
+        train_seconds: Time of its training; None where it was not trained in this run.
+    """
+
+    scores: ModelScores
+    parameters: ParameterCounts
+    size_bytes: int
+    train_seconds: float | None
+
+
+def count_parameters(model: PreTrainedModel) -> ParameterCounts:
+    """Parameters of a `transformers` model, tied ones once.
+
+    Embeddings are the tables (word, position, type); layers are the rest of the base model; the
+    head is what stands outside the base model.
+    """
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    in_embeddings = {weight for table in tables for weight in table.parameters()}
+    in_layers = set(model.base_model.parameters()) - in_embeddings
+    in_head = set(model.parameters()) - in_embeddings - in_layers
+    embeddings, layers, head = (
+        sum(weight.numel() for weight in weights) for weights in (in_embeddings, in_layers, in_head)
+    )
+    return ParameterCounts(embeddings, layers, head)
+
+
+def folder_size_bytes(folder: Path) -> int:
+    """Bytes of all files below a model folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def language_rows(results: Sequence[ModelResult]) -> list[dict[str, str]]:
+    """The rows of languages.csv: models in the order given, seen languages first.
+
+    Raises:
+        ValueError: Two models share a name.
+    """
+    rows = []
+    for scores in _named_apart(results):
+        for group, languages in (("seen", scores.seen), ("unseen", scores.unseen)):
+            for score in languages:
+                shares = (score.accuracy, *score.accuracy_interval, score.macro_f1)
+                known = (scores.model, score.language, group, str(score.num_samples))
+                cells = (*known, *map(_share, shares))
+                rows.append(dict(zip(LANGUAGE_COLUMNS, cells, strict=True)))
+    return rows
+
+
+def summary_rows(results: Sequence[ModelResult]) -> list[dict[str, str]]:
+    """The rows of summary.csv: one a model, in the order given; an unknown value is empty.
+
+    Raises:
+        ValueError: Two models share a name.
+    """
+    rows = []
+    for scores, result in zip(_named_apart(results), results, strict=True):
+        counts, seconds = result.parameters, result.train_seconds
+        cells = (
+            scores.model,
+            *_mean_shares(scores.seen_mean),
+            *_mean_shares(scores.unseen_mean),
+            *map(str, (counts.embeddings, counts.layers, counts.head, result.size_bytes)),
+            "" if seconds is None else f"{seconds:.1f}",
+        )
+        rows.append(dict(zip(SUMMARY_COLUMNS, cells, strict=True)))
+    return rows
+
+
+def language_table(languages: Sequence[CsvRow], summary: Sequence[CsvRow] = ()) -> Table:
+    """A row for each language, grouped, with means; a column for each model.
+
+    Args:
+        languages: Rows of languages.csv.
+        summary: Rows of summary.csv: adds the parameters and the size of each model.
+    """
+    models = list(dict.fromkeys(row["model"] for row in languages))
+    sections = [
+        _group_section(title, [row for row in languages if row["group"] == group], models)
+        for group, title in (("seen", "seen languages"), ("unseen", "unseen languages"))
+        if any(row["group"] == group for row in languages)
+    ]
+    if summary:
+        of_model = {row["model"]: row for row in summary}
+        sections.append(
+            tuple(
+                TableRow((title, "", *(show(of_model[model]) for model in models)))
+                for title, show in (("parameters, M", _millions), ("on disk, MB", _megabytes))
+            )
+        )
+    return Table("Accuracy / macro-F1, %", ("language", "samples", *models), tuple(sections))
+
+
+def summary_table(summary: Sequence[CsvRow]) -> Table:
+    """A row for each model: means over languages, parameters, size and training time."""
+    header = ("model", "seen languages", "unseen languages", "parameters, M", "on disk, MB")
+    rows = tuple(
+        TableRow(
+            (
+                row["model"],
+                _score_cell(row["seen_accuracy"], row["seen_macro_f1"]),
+                _score_cell(row["unseen_accuracy"], row["unseen_macro_f1"]),
+                _millions(row),
+                _megabytes(row),
+                f"{float(row['train_seconds']):.0f}" if row["train_seconds"] else _NO_VALUE,
+            )
+        )
+        for row in summary
+    )
+    caption = "Accuracy / macro-F1, %: means over languages, each language counted once"
+    return Table(caption, (*header, "training, s"), (rows,))
+
+
+def results_table(results: Sequence[ModelResult]) -> Table:
+    """The table at the end of a run: languages, means, parameters and size."""
+    return language_table(language_rows(results), summary_rows(results))
+
+
+def write_report(results: Sequence[ModelResult], folder: Path) -> None:
+    """Writes languages.csv, summary.csv and report.md (both tables) into an existing folder."""
+    languages, summary = language_rows(results), summary_rows(results)
+    _write_csv(folder / "languages.csv", LANGUAGE_COLUMNS, languages)
+    _write_csv(folder / "summary.csv", SUMMARY_COLUMNS, summary)
+    tables = (summary_table(summary), language_table(languages, summary))
+    markdown = "\n".join(table.to_markdown() for table in tables)
+    (folder / "report.md").write_text(markdown, encoding="utf-8")
+
+
+def markdown_from_csv(path: Path) -> str:
+    """The Markdown table of a languages.csv or summary.csv that `write_report` wrote.
+
+    Raises:
+        ValueError: The file has other columns.
+        OSError: The file cannot be read.
+    """
+    tables: dict[tuple[str, ...], Callable[[list[dict[str, str]]], Table]] = {
+        LANGUAGE_COLUMNS: language_table,
+        SUMMARY_COLUMNS: summary_table,
+    }
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = tuple(reader.fieldnames or ())
+        if columns not in tables:
+            raise checks.not_a_report_csv(path, list(columns))
+        return tables[columns](list(reader)).to_markdown()
+
+
+def _named_apart(results: Sequence[ModelResult]) -> list[ModelScores]:
+    names = [result.scores.model for result in results]
+    if len(set(names)) < len(names):
+        raise checks.models_named_alike(names)
+    return [result.scores for result in results]
+
+
+def _group_section(
+    title: str, rows: Sequence[CsvRow], models: Sequence[str]
+) -> tuple[TableRow, ...]:
+    languages = list(dict.fromkeys(row["language"] for row in rows))
+    found = {(row["model"], row["language"]): row for row in rows}
+    num_samples = {row["language"]: row["num_samples"] for row in rows}
+    lines = [TableRow((title, *("" for _ in range(len(models) + 1))), strong=True)]
+    for language in languages:
+        of_models = (found.get((model, language)) for model in models)
+        cells = (
+            _score_cell(row["accuracy"], row["macro_f1"]) if row else _NO_VALUE for row in of_models
+        )
+        lines.append(TableRow((language, num_samples[language], *cells)))
+    means = (_mean_cell([row for row in rows if row["model"] == model]) for model in models)
+    lines.append(TableRow((f"mean of {len(languages)}", "", *means), strong=True))
+    return tuple(lines)
+
+
+def _mean_cell(rows: Sequence[CsvRow]) -> str:
+    if not rows:
+        return _NO_VALUE
+    accuracy, macro_f1 = (
+        fmean(float(row[key]) for row in rows) for key in ("accuracy", "macro_f1")
+    )
+    return _score_cell(_share(accuracy), _share(macro_f1))
+
+
+def _mean_shares(mean: MeanScore | None) -> tuple[str, str]:
+    return (_share(mean.accuracy), _share(mean.macro_f1)) if mean else ("", "")
+
+
+def _share(value: float) -> str:
+    return f"{value:.6f}"
+
+
+def _score_cell(accuracy: str, macro_f1: str) -> str:
+    if not accuracy:
+        return _NO_VALUE
+    return f"{100 * float(accuracy):.1f} / {100 * float(macro_f1):.1f}"
+
+
+def _millions(row: CsvRow) -> str:
+    parts = ("embedding_parameters", "layer_parameters", "head_parameters")
+    return f"{sum(int(row[part]) for part in parts) / 1e6:.1f}"
+
+
+def _megabytes(row: CsvRow) -> str:
+    return f"{int(row['size_bytes']) / 1e6:.1f}"
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[CsvRow]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
