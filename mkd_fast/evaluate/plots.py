@@ -130,7 +130,7 @@ def accuracy_by_language(results: Sequence[ModelResult]) -> Figure:
     with _style():
         figure = _figure(7.6, 1.6 + _ROW_INCHES * sum(heights) + 0.4 * len(panels))
         figure.suptitle(
-            "Test accuracy by language (bars: 95 % Wilson interval)", x=0.02, ha="left", weight="bold"
+            "Test accuracy by language (bars: 95 % interval)", x=0.02, ha="left", weight="bold"
         )
         grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
         for number, (title, languages, scores, mean) in enumerate(panels):
@@ -291,8 +291,6 @@ def _legend_below(figure: Figure, models: Sequence[str] = ()) -> None:
     if keys:
         letters_in_a_line = 11 * figure.get_figwidth()
         num_columns = int(letters_in_a_line / (4 + max(map(len, keys))))
-            6 + max(map(len, keys))
-        )  # 10 letters/inch
         figure.legend(
             list(keys.values()),
             list(keys),
