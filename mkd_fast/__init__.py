@@ -1,0 +1,1 @@
+"""Knowledge distillation of multilingual transformers."""

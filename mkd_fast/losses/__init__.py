@@ -1,0 +1,16 @@
+"""Distillation losses: the public functions, what they take and what they return."""
+
+from mkd_fast.losses.loss import KDLoss, kd_loss
+from mkd_fast.losses.spec import LossOutput, LossSpec
+from mkd_fast.losses.targets import SampledTeacher, SparseTeacher, Teacher, TeacherHead
+
+__all__ = [
+    "KDLoss",
+    "LossOutput",
+    "LossSpec",
+    "SampledTeacher",
+    "SparseTeacher",
+    "Teacher",
+    "TeacherHead",
+    "kd_loss",
+]

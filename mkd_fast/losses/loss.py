@@ -1,0 +1,126 @@
+"""``kd_loss``, the function other projects import, and its module form."""
+
+import dataclasses
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from mkd_fast import checks
+from mkd_fast.losses import ops, reference, rows
+from mkd_fast.losses.spec import LossOutput, LossSpec
+from mkd_fast.losses.targets import Teacher
+
+Impl = Literal["eager", "fused"]
+
+
+def kd_loss(
+    student_logits: Tensor,
+    teacher: Teacher,
+    labels: Tensor | None = None,
+    *,
+    student_hidden: rows.Hidden | None = None,
+    teacher_hidden: rows.Hidden | None = None,
+    spec: LossSpec | None = None,
+    impl: Impl | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    num_tokens: Tensor | float | None = None,
+    hidden_mask: Tensor | None = None,
+    **fields: Any,
+) -> LossOutput:
+    """Knowledge-distillation loss: divergence from a teacher, label and hidden-state terms.
+
+    ``kd_weight * T^2 * D(p, q) + ce_weight * CE(z_s, y) + hidden_weight * H`` a token, reduced
+    over the tokens that count: those neither ignored by their label nor masked. Sums are taken
+    in float32. Where a fused kernel exists, value and gradient come from one op in one launch.
+
+        out = kd_loss(student_logits, teacher_logits, labels, temperature=2.0, ce_weight=0.5)
+        out.loss.backward()
+
+    Args:
+        student_logits: ``[..., V]``, float32, bfloat16, float16 (or float64: eager). Receives a
+            gradient.
+        teacher: dense logits ``[..., V]`` of any of these dtypes, or a SparseTeacher,
+            SampledTeacher or TeacherHead. Never receives a gradient.
+        labels: integer ``[...]``; ``spec.ignore_index`` marks tokens that do not count.
+        student_hidden: one tensor ``[..., D]``, or one a matched layer, already projected where
+            the widths differ. Receives a gradient. A sequence classifier, whose logits ``[B, V]``
+            have one row a sentence, passes ``[B, S, D]``: H is then the mean over positions.
+        teacher_hidden: the same shapes; never receives a gradient.
+        spec: what to compute; or pass fields of LossSpec as keywords instead.
+        impl: None takes the fused path where it exists for this device and input, else eager;
+            "fused" and "eager" never fall back.
+        mask: bool ``[...]``, True for tokens that count; besides or instead of labels.
+        vocab_size: how many columns are real on both sides; those past it get zero probability
+            and zero gradient. Needed where the two widths differ.
+        num_tokens: denominator of "mean" instead of the tokens that count (gradient
+            accumulation, data parallel).
+        hidden_mask: bool ``[..., S]``, the positions that count in hidden states
+            ``[..., S, D]``; all of them if None.
+
+    Returns:
+        LossOutput. Where nothing counts, every value and gradient is 0.
+
+    Raises:
+        ValueError, TypeError: arguments that do not go together; the message says which and how.
+        RuntimeError: ``impl="fused"`` where there is no such kernel; the message says why.
+    """
+    if spec is None:
+        spec = _spec_from_fields(fields)
+    elif fields:
+        raise checks.spec_and_fields(fields)
+    flat = rows.flatten(
+        student_logits,
+        teacher,
+        labels,
+        student_hidden,
+        teacher_hidden,
+        spec=spec,
+        mask=mask,
+        vocab_size=vocab_size,
+        num_tokens=num_tokens,
+        hidden_mask=hidden_mask,
+    )
+    out = ops.fused(flat, spec) if _takes_fused(flat, spec, impl) else reference.kd(flat, spec)
+    if spec.reduction != "none":
+        return out
+    parts = (out.loss, out.kd, out.ce, out.hidden)
+    return LossOutput(*(part.view(flat.leading_shape) for part in parts))
+
+
+def _takes_fused(flat: rows.Rows, spec: LossSpec, impl: Impl | None) -> bool:
+    if impl == "eager":
+        return False
+    if impl is not None:
+        checks.one_of("kd_loss", "impl", impl, ("eager", "fused"))
+    reason = ops.not_fusible(flat, spec)
+    if impl == "fused" and reason is not None:
+        raise checks.not_fused(reason)
+    return reason is None
+
+
+def _spec_from_fields(fields: dict[str, Any]) -> LossSpec:
+    known = [field.name for field in dataclasses.fields(LossSpec)]
+    for name in fields:
+        if name not in known:
+            raise checks.unknown_field(name, known)
+    return LossSpec(**fields)
+
+
+class KDLoss(nn.Module):
+    """``kd_loss`` with its specification held: ``KDLoss(spec)(student_logits, teacher, labels)``."""
+
+    def __init__(self, spec: LossSpec | None = None, **fields: Any) -> None:
+        super().__init__()
+        if spec is not None and fields:
+            raise checks.spec_and_fields(fields)
+        self.spec = spec or _spec_from_fields(fields)
+
+    def forward(
+        self, student_logits: Tensor, teacher: Teacher, labels: Tensor | None = None, **kwargs: Any
+    ) -> LossOutput:
+        """``kd_loss`` with this specification; keywords are those of ``kd_loss``."""
+        return kd_loss(student_logits, teacher, labels, spec=self.spec, **kwargs)
+
+    def extra_repr(self) -> str:
+        return repr(self.spec)
