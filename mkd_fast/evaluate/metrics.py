@@ -244,7 +244,8 @@ def wilson_interval(share: float, num_samples: int) -> tuple[float, float]:
     z2_over_n = _Z_95**2 / num_samples
     centre = (share + z2_over_n / 2) / (1 + z2_over_n)
     spread = math.sqrt(share * (1 - share) * z2_over_n + z2_over_n**2 / 4) / (1 + z2_over_n)
-    return max(0.0, centre - spread), min(1.0, centre + spread)
+    # Rounding may push a bound past the share, or past 0 and 1, when the share is 0 or 1.
+    return max(0.0, min(share, centre - spread)), min(1.0, max(share, centre + spread))
 
 
 def _classes(argument: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -289,7 +289,7 @@ def _legend_below(figure: Figure, models: Sequence[str] = ()) -> None:
         handles, labels = axes.get_legend_handles_labels()
         keys |= dict(zip(labels, handles, strict=True))
     if keys:
-        letters_in_a_line = 11 * figure.get_figwidth()
+        letters_in_a_line = 12 * figure.get_figwidth()
         num_columns = int(letters_in_a_line / (4 + max(map(len, keys))))
         figure.legend(
             list(keys.values()),

@@ -157,7 +157,7 @@ def language_table(languages: Sequence[CsvRow], summary: Sequence[CsvRow] = ()) 
         sections.append(
             tuple(
                 TableRow((title, "", *(show(of_model[model]) for model in models)))
-                for title, show in (("parameters, M", _millions), ("on disk, MB", _megabytes))
+                for title, show in (("params, M", _millions), ("disk, MB", _megabytes))
             )
         )
     return Table("Accuracy / macro-F1, %", ("language", "samples", *models), tuple(sections))
@@ -165,7 +165,7 @@ def language_table(languages: Sequence[CsvRow], summary: Sequence[CsvRow] = ()) 
 
 def summary_table(summary: Sequence[CsvRow]) -> Table:
     """A row for each model: means over languages, parameters, size and training time."""
-    header = ("model", "seen languages", "unseen languages", "parameters, M", "on disk, MB")
+    header = ("model", "seen languages", "unseen languages", "params, M", "disk, MB")
     rows = tuple(
         TableRow(
             (
@@ -180,7 +180,7 @@ def summary_table(summary: Sequence[CsvRow]) -> Table:
         for row in summary
     )
     caption = "Accuracy / macro-F1, %: means over languages, each language counted once"
-    return Table(caption, (*header, "training, s"), (rows,))
+    return Table(caption, (*header, "train, s"), (rows,))
 
 
 def results_table(results: Sequence[ModelResult]) -> Table:

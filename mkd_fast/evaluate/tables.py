@@ -29,7 +29,7 @@ class Table:
     def to_markdown(self) -> str:
         """The table in GitHub's Markdown, caption first, numbers to the right."""
         rows = [row for section in self.sections for row in section]
-        lines = [self.header, ("---", *("---:" for _ in self.header[1:]))]
+        lines = [_escaped(self.header), ("---", *("---:" for _ in self.header[1:]))]
         lines += [_strong(row.cells) if row.strong else _escaped(row.cells) for row in rows]
         body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         return f"{self.caption}\n\n{body}\n"
@@ -48,12 +48,13 @@ class Table:
             collapse_padding=True,
         )
         table.add_column(Text(self.header[0]), no_wrap=True)
-        for title in self.header[1:]:
-            table.add_column(Text(title), justify="right")
+        for number, title in enumerate(self.header[1:], start=1):
+            rows = (row for section in self.sections for row in section)
+            widest = max((len(row.cells[number]) for row in rows), default=0)
+            table.add_column(Text(title), justify="right", min_width=widest)
         for section in self.sections:
             for row in section:
-                cells = (Text(cell.replace(" ", "\N{NO-BREAK SPACE}")) for cell in row.cells)
-                table.add_row(*cells, style="bold" if row.strong else None)
+                table.add_row(*map(Text, row.cells), style="bold" if row.strong else None)
             table.add_section()
         return table
 
