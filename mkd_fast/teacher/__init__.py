@@ -1,0 +1,1 @@
+"""Running a teacher and keeping what it said."""

@@ -1,0 +1,22 @@
+"""What a teacher said, on disk: a folder of safetensors shards and a manifest."""
+
+from mkd_fast.teacher.cache.fingerprint import (
+    Fingerprints,
+    fingerprint_model,
+    fingerprint_tokenizer,
+    token_hashes,
+)
+from mkd_fast.teacher.cache.reader import CachedBatch, CacheSummary, TeacherCache
+from mkd_fast.teacher.cache.verify import Damage, verify
+
+__all__ = [
+    "CacheSummary",
+    "CachedBatch",
+    "Damage",
+    "Fingerprints",
+    "TeacherCache",
+    "fingerprint_model",
+    "fingerprint_tokenizer",
+    "token_hashes",
+    "verify",
+]
