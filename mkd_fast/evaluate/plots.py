@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mkd_fast.evaluate.metrics import LanguageScore, MeanScore
+from mkd_fast.evaluate.metrics import LanguageScore, MeanScore, mean_score
 from mkd_fast.evaluate.report import ModelResult
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ _STYLE: dict[Any, Any] = {
     "legend.handletextpad": 0.4,
     "legend.columnspacing": 1.5,
 }
-_ROW_INCHES, _MEAN_ROWS = 0.4, 2.2  # height of a language's row; the mean's row, in such rows
+_LANE_INCHES = 0.1  # a language's row has a lane for each model
+_MEAN_ROWS = 2.2  # height of the row of means, in rows of a language
 
 
 def write_plots(
@@ -72,14 +73,17 @@ def write_plots(
 def loss_curves(metrics: Iterable[Mapping[str, Any]], models: Sequence[str]) -> Figure:
     """One panel for each part of the loss that was trained on: every step faint, and smoothed.
 
-    Smoothed is the mean over a window, centred on the step, of 1/20 of the curve's steps.
+    Smoothed is the mean over a window, centred on the step, of about 1/20 of the curve's steps.
 
     Args:
         metrics: Rows with `model`, `step` and those of `loss`, `kd`, `ce`, `hidden` that were
-            measured. A step given twice (a run that was resumed) counts as its last row says. A
-            part that is zero throughout, or not finite, is not drawn.
+            measured (missing or None: not measured). Of a step given twice, as by a run that was
+            resumed, the last row counts. A part that is zero throughout is not drawn, nor is a
+            value that is not finite.
         models: The report's models, in its order; rows of others are not drawn.
     """
+    from matplotlib.ticker import MaxNLocator
+
     rows = list(metrics)
     curves = {
         part: {model: curve for model in models if (curve := _curve(rows, model, part)) is not None}
@@ -90,9 +94,7 @@ def loss_curves(metrics: Iterable[Mapping[str, Any]], models: Sequence[str]) -> 
     num_lines = max(1, math.ceil(len(parts) / num_columns))
     with _style():
         figure = _figure(4.6 * num_columns, 0.9 + 2.9 * num_lines)
-        figure.suptitle(
-            "Training losses: every step (faint) and smoothed", x=0.02, ha="left", weight="bold"
-        )
+        figure.suptitle("Training losses (faint: each step)", x=0.02, ha="left", weight="bold")
         for number, part in enumerate(parts, start=1):
             axes = figure.add_subplot(num_lines, num_columns, number)
             for model, (steps, losses) in curves[part].items():
@@ -102,6 +104,7 @@ def loss_curves(metrics: Iterable[Mapping[str, Any]], models: Sequence[str]) -> 
                 axes.plot(steps, smooth, color=colour, linewidth=2, label=model)
             axes.set_title(LOSS_PARTS[part])
             axes.set_xlabel("optimizer step")
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
             axes.set_ylim(bottom=0)
             axes.margins(x=0.01)
         _legend_below(figure)
@@ -117,26 +120,21 @@ def accuracy_by_language(results: Sequence[ModelResult]) -> Figure:
         ("Languages seen in training", [result.scores.seen for result in results]),
         ("Unseen languages", [result.scores.unseen for result in results]),
     )
-    means = (
-        [result.scores.seen_mean for result in results],
-        [result.scores.unseen_mean for result in results],
-    )
     panels = [
-        (title, _languages_best_first(scores), scores, mean)
-        for (title, scores), mean in zip(groups, means, strict=True)
-        if any(scores)
+        (title, _languages_best_first(scores), scores) for title, scores in groups if any(scores)
     ]
-    heights = [len(languages) + _MEAN_ROWS for _, languages, _, _ in panels]
+    row_inches = max(0.3, _LANE_INCHES * len(results))
+    heights = [len(languages) + _MEAN_ROWS for _, languages, _ in panels]
     with _style():
-        figure = _figure(7.6, 1.6 + _ROW_INCHES * sum(heights) + 0.4 * len(panels))
+        figure = _figure(7.6, 1.6 + 0.4 * len(panels) + row_inches * sum(heights))
         figure.suptitle(
             "Test accuracy by language (bars: 95 % interval)", x=0.02, ha="left", weight="bold"
         )
         grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
-        for number, (title, languages, scores, mean) in enumerate(panels):
+        for number, (title, languages, scores) in enumerate(panels):
             axes = figure.add_subplot(grid[number])
             _draw_languages(axes, languages, scores)
-            _draw_means(axes, len(languages), mean)
+            _draw_means(axes, len(languages), [mean_score(of_model) for of_model in scores])
             axes.set_title(title)
             axes.set_yticks([*range(len(languages)), _mean_position(len(languages))])
             axes.set_yticklabels([*languages, "mean"])
@@ -145,7 +143,7 @@ def accuracy_by_language(results: Sequence[ModelResult]) -> Figure:
             axes.spines.left.set_visible(False)
             axes.tick_params(axis="y", length=0)
             axes.grid(visible=False, axis="y")
-        axes.set_xlabel("accuracy, %")
+            axes.set_xlabel("accuracy, %")
         _legend_below(figure, [result.scores.model for result in results])
     return figure
 
@@ -176,7 +174,7 @@ def parameters_and_size(results: Sequence[ModelResult]) -> Figure:
         right.set_xlabel("megabytes on disk")
         left.invert_yaxis()
         for axes in (left, right):
-            axes.grid(visible=False, axis="y")
+            axes.grid(visible=False)
             axes.tick_params(axis="y", length=0)
         _legend_below(figure)
     return figure
@@ -196,11 +194,11 @@ def _curve(
     return np.array(steps), np.array([loss_of_step[step] for step in steps], dtype=np.float64)
 
 
-def _smoothed(values: npt.NDArray[np.float64], reach: int) -> npt.NDArray[np.float64]:
-    """Mean over at most `reach` values in all, centred; the window is cut at the ends."""
-    window = np.ones(2 * (reach // 2) + 1)
-    num_values = np.convolve(np.ones_like(values), window, mode="same")
-    smoothed: npt.NDArray[np.float64] = np.convolve(values, window, mode="same") / num_values
+def _smoothed(values: npt.NDArray[np.float64], num_values: int) -> npt.NDArray[np.float64]:
+    """Mean over a centred window of about `num_values` values, cut at the curve's ends."""
+    window = np.ones(2 * (num_values // 2) + 1)
+    num_inside = np.convolve(np.ones_like(values), window, mode="same")
+    smoothed: npt.NDArray[np.float64] = np.convolve(values, window, mode="same") / num_inside
     return smoothed
 
 

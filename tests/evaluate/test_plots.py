@@ -42,14 +42,14 @@ def raw_curve(axes: Axes, model: str) -> tuple[list[float], list[float]]:
 def test_files_are_images_of_the_expected_size(
     four_results: list[ModelResult], tmp_path: Path
 ) -> None:
-    metrics = [row("scratch", step, loss=1 / step, kd=0.5 / step) for step in range(1, 50)]
+    metrics = [row("scratch", step, loss=1 / step) for step in range(1, 50)]
     write_plots(four_results, metrics, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "loss_curves.png",
         "accuracy.png",
         "size.png",
     }
-    widths_inches = {"loss_curves": 9.2, "accuracy": 7.6, "size": 9.2}
+    widths_inches = {"loss_curves": 4.6, "accuracy": 7.6, "size": 9.2}
     for stem, inches in widths_inches.items():
         pixels = matplotlib.image.imread(tmp_path / f"{stem}.png")
         assert pixels.shape[1] == round(160 * inches)
