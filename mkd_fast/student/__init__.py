@@ -1,0 +1,19 @@
+"""Copy-initialisation: a student whose weights are the teacher's own."""
+
+from mkd_fast.student.copy import copy_init, copy_with_report, scratch_like
+from mkd_fast.student.depth import choose_layers
+from mkd_fast.student.report import CopyReport
+from mkd_fast.student.tokenizer import check_same_splits, trim_tokenizer, used_token_ids
+from mkd_fast.student.vocabulary import TokenMap
+
+__all__ = [
+    "CopyReport",
+    "TokenMap",
+    "check_same_splits",
+    "choose_layers",
+    "copy_init",
+    "copy_with_report",
+    "scratch_like",
+    "trim_tokenizer",
+    "used_token_ids",
+]

@@ -1,0 +1,206 @@
+"""Copy-initialisation: a student that starts as a part of its teacher.
+
+Privileged students (arXiv 2406.16524): weights copied from the fine-tuned teacher are worth more
+than the distillation that follows. The student is built from its own config, as from_pretrained
+would build it again, and every tensor in it is then taken from the teacher; one that cannot be is
+an error, and so is a tensor of the teacher that nothing accounts for.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mkd_fast import checks
+from mkd_fast.student.depth import choose_layers
+from mkd_fast.student.plan import Source, plan_copy, tied_names
+from mkd_fast.student.report import CopiedTensor, CopyReport, PartSize
+from mkd_fast.student.structure import find_layer_list, offset_positions, padding_index
+from mkd_fast.student.vocabulary import TokenMap
+
+PARTS = ("word embeddings", "other embeddings", "layers", "head")
+
+
+def copy_init(
+    teacher_model: PreTrainedModel,
+    depth: str | Sequence[int] = "stride",
+    num_layers: int | None = None,
+    hidden_size: int | None = None,
+    keep_token_ids: Sequence[int] | Tensor | None = None,
+    *,
+    layer_list: str | None = None,
+) -> PreTrainedModel:
+    """A student with the teacher's own weights: fewer layers, fewer rows of the vocabulary.
+
+    Args:
+        teacher_model: a transformers model, with or without a task head, on one device. It is left
+            as it is, and the student shares no memory with it.
+        depth: "stride", "first", "last", "first_last" or layer numbers; see `choose_layers`.
+        num_layers: layers of the student. None is half of the teacher's, rounded up.
+        hidden_size: None or the teacher's own width.
+        keep_token_ids: distinct ids of the teacher's vocabulary to keep, in the order of their new
+            ids; `trim_tokenizer` gives them with the tokenizer they belong to. None keeps all.
+        layer_list: the name of the nn.ModuleList of layers, where the model does not tell.
+
+    Returns:
+        A model of the teacher's class, in eval mode; dtype and device of each tensor are the
+        teacher's, every parameter requires a gradient. On text inside the kept vocabulary its
+        hidden states and class logits are, bit for bit, those of the teacher with the kept layers
+        only. The logits of a masked-LM head are the same dot products, but fewer: the
+        matrix product may sum them in another order.
+
+    Raises:
+        ValueError: an argument out of its range, or a teacher that cannot be copied right: its
+            layers are not found, it is quantised, on the meta device or on several devices, or it
+            has tensors that its config does not describe.
+        TypeError: teacher_model is not a transformers model.
+    """
+    return copy_with_report(
+        teacher_model, depth, num_layers, hidden_size, keep_token_ids, layer_list=layer_list
+    )[0]
+
+
+def copy_with_report(
+    teacher_model: PreTrainedModel,
+    depth: str | Sequence[int] = "stride",
+    num_layers: int | None = None,
+    hidden_size: int | None = None,
+    keep_token_ids: Sequence[int] | Tensor | None = None,
+    *,
+    layer_list: str | None = None,
+) -> tuple[PreTrainedModel, CopyReport]:
+    """The student of `copy_init`, and the account of where each of its tensors came from."""
+    _check_copyable(teacher_model)
+    if hidden_size not in (None, teacher_model.config.hidden_size):
+        raise checks.width_copy_missing(hidden_size, teacher_model.config.hidden_size)
+    list_name = find_layer_list(teacher_model, layer_list)
+    depth_of_teacher = len(teacher_model.get_submodule(list_name))  # type: ignore[arg-type]
+    layers = choose_layers(depth, depth_of_teacher, num_layers)
+    token_map = None
+    if keep_token_ids is not None:
+        token_map = TokenMap.of(keep_token_ids, teacher_model.config.vocab_size)
+
+    student = _empty_student(teacher_model, list_name, len(layers), token_map)
+    sources = plan_copy(teacher_model, student, list_name, layers, token_map)
+    weights = teacher_model.state_dict()
+    student.load_state_dict(
+        {name: source.take(weights) for name, source in sources.items()}, assign=True
+    )
+    student.tie_weights()
+    student.train(False)
+    return student, _report(teacher_model, student, list_name, layers, sources)
+
+
+def scratch_like(student: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A model of the student's config and shape with fresh weights: the rival in a comparison.
+
+    Args:
+        student: any transformers model.
+        seed: of the weights; the caller's random state stays as it is.
+
+    Returns:
+        A model of the same class, modules, dtype and device, in eval mode.
+    """
+    config = copy.deepcopy(student.config)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        fresh = type(student)(config)
+    _drop_absent_modules(fresh, student)
+    nn.Module.to(fresh, device=student.device, dtype=student.dtype)
+    fresh.train(False)
+    return fresh
+
+
+def _check_copyable(teacher: PreTrainedModel) -> None:
+    if not isinstance(teacher, PreTrainedModel):
+        raise checks.not_a_transformers_model(type(teacher).__name__)
+    tensors = list(teacher.state_dict().values())
+    devices = {tensor.device for tensor in tensors}
+    if getattr(teacher, "is_quantized", False) or not all(
+        parameter.is_floating_point() for parameter in teacher.parameters()
+    ):
+        raise checks.teacher_not_copyable("quantised weights", "Dequantise it first.")
+    if torch.device("meta") in devices:
+        raise checks.teacher_not_copyable(
+            "weights on the meta device", "Load it with from_pretrained, without device_map."
+        )
+    if len(devices) > 1:
+        found = ", ".join(sorted(map(str, devices)))
+        raise checks.teacher_not_copyable(
+            f"weights on {found}", "Move it to one device with .to()."
+        )
+
+
+def _empty_student(
+    teacher: PreTrainedModel, list_name: str, num_layers: int, token_map: TokenMap | None
+) -> PreTrainedModel:
+    """The student's config, and the model that it describes with weights still to be filled in."""
+    config = copy.deepcopy(teacher.config)
+    config.num_hidden_layers = num_layers
+    if token_map is not None:
+        config.vocab_size = len(token_map.keep_token_ids)
+        token_map.renumber(config)
+    positions = offset_positions(teacher)
+    if positions is not None:
+        # The table moves with the id of the padding token, so that as many tokens fit as before.
+        config.max_position_embeddings += config.pad_token_id - padding_index(teacher, positions)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        student = type(teacher)(config)
+    _drop_absent_modules(student, teacher, list_name)
+    if teacher.can_generate() and teacher.generation_config is not None:
+        student.generation_config = copy.deepcopy(teacher.generation_config)
+        if token_map is not None:
+            token_map.renumber(student.generation_config)
+    nn.Module.to(student, teacher.device)
+    return student
+
+
+def _drop_absent_modules(
+    model: PreTrainedModel, like: PreTrainedModel, list_name: str | None = None
+) -> None:
+    """Set to None what `like` was built without, such as the pooler of BertModel."""
+    for name, module in like.named_modules():
+        if list_name is not None and name.startswith(f"{list_name}."):
+            continue
+        for child, present in module._modules.items():
+            if present is None:
+                setattr(model.get_submodule(name), child, None)
+
+
+def _report(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    layer_list: str,
+    layers: tuple[int, ...],
+    sources: Mapping[str, Source],
+) -> CopyReport:
+    tie_of = {name: names[0] for names in tied_names(student) for name in names[1:]}
+    tensors = tuple(
+        CopiedTensor(
+            name,
+            sources[name].name,
+            f"tied to {tie_of[name]}" if name in tie_of else sources[name].how,
+            tuple(tensor.shape),
+        )
+        for name, tensor in student.state_dict().items()
+    )
+    before, after = _sizes(teacher, layer_list), _sizes(student, layer_list)
+    parts = tuple(PartSize(part, *before[part], *after[part]) for part in PARTS)
+    return CopyReport(layers, tensors, parts)
+
+
+def _sizes(model: PreTrainedModel, layer_list: str) -> dict[str, tuple[int, int]]:
+    """Parameters and bytes of each part, tensors that are tied counted once."""
+    words = model.get_input_embeddings()
+    word_table = next(name for name, module in model.named_modules() if module is words)
+    embeddings = word_table.rpartition(".")[0]
+    prefixes = dict(zip(PARTS, (word_table, embeddings, layer_list, ""), strict=True))
+    sizes = dict.fromkeys(PARTS, (0, 0))
+    for name, *_ in tied_names(model):
+        tensor = model.get_parameter_or_buffer(name)
+        part = next(part for part, prefix in prefixes.items() if name.startswith(prefix))
+        parameters, size = sizes[part]
+        sizes[part] = (parameters + tensor.numel(), size + tensor.nbytes)
+    return sizes
