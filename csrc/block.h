@@ -1,0 +1,70 @@
+// Blocks: a few kilobytes of a row, as floats in the first-level cache.
+//
+// All arithmetic works on blocks. Only the two functions here know about dtypes, tails and
+// alignment: a block is read once, converted and scaled, and padded to whole registers.
+#pragma once
+
+#include "vec.h"
+
+namespace mkd::MKD_ISA {
+
+constexpr int kBlock = 1024;
+
+// block[i] = scale * row[begin + i], padded to whole registers with `padding`; the largest of it.
+template <class T>
+inline float load_block_of(const T* from, int size, float scale, float padding, float* block) {
+  const Vec factor = all(scale);
+  Vec most = all(-__builtin_inff());
+  int i = 0;
+  for (; i + Vec::kLanes <= size; i += Vec::kLanes) {
+    const Vec x = load(from + i) * factor;
+    most = max(x, most);  // a NaN is passed over here, and found in the sums
+    store(block + i, x);
+  }
+  if (i < size) {
+    const Vec x = where(first_lanes(size - i), load(from + i, size - i) * factor, all(padding));
+    most = max(x, most);
+    store(block + i, x);
+  }
+  return largest(most);
+}
+
+inline float load_block(DType dtype, const void* row, int64_t begin, int size, float scale,
+                        float padding, float* block) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return load_block_of(static_cast<const BFloat16*>(row) + begin, size, scale, padding, block);
+    case DType::kFloat16:
+      return load_block_of(static_cast<const Float16*>(row) + begin, size, scale, padding, block);
+    default:
+      return load_block_of(static_cast<const float*>(row) + begin, size, scale, padding, block);
+  }
+}
+
+template <class T>
+inline void store_block_of(T* to, int size, const float* block, bool past_caches) {
+  int i = 0;
+  if (past_caches) {
+    for (; i + Vec::kLanes <= size; i += Vec::kLanes) stream(to + i, load(block + i));
+  }
+  for (; i + Vec::kLanes <= size; i += Vec::kLanes) store(to + i, load(block + i));
+  if (i < size) store(to + i, load(block + i), size - i);
+}
+
+// row[begin + i] = block[i], rounded to nearest even. Past the caches only where that is aligned.
+inline void store_block(DType dtype, void* row, int64_t begin, int size, const float* block,
+                        bool past_caches) {
+  const int64_t element = dtype == DType::kFloat32 ? 4 : 2;
+  void* to = static_cast<char*>(row) + begin * element;
+  past_caches = past_caches && reinterpret_cast<uintptr_t>(to) % (Vec::kLanes * element) == 0;
+  switch (dtype) {
+    case DType::kBFloat16:
+      return store_block_of(static_cast<BFloat16*>(to), size, block, past_caches);
+    case DType::kFloat16:
+      return store_block_of(static_cast<Float16*>(to), size, block, past_caches);
+    default:
+      return store_block_of(static_cast<float*>(to), size, block, past_caches);
+  }
+}
+
+}  // namespace mkd::MKD_ISA

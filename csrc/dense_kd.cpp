@@ -1,0 +1,240 @@
+// dense_kd: the distillation loss of dense logits, its label and hidden-state terms, and the
+// gradients of all three, in one pass over the rows. mkd_fast/losses/ops.py holds the schema,
+// mkd_fast/losses/reference.py the meaning.
+//
+// With p = softmax(z_t / T_t) and q = softmax(z_s / T_s) over the V real columns, a row's loss is
+//
+//   kd_weight kd_scale D(p, q) + ce_weight CE(z_s, y) + hidden_weight H
+//
+// Gradient. Every D here is a sum over columns of F(p_v, q_v). With G_v = dF/dq_v and
+// dq_u/dz_v = q_u ([u = v] - q_v) / T_s,
+//
+//   dD/dz_v = q_v (G_v - sum_u q_u G_u) / T_s,        dCE/dz_v = softmax(z_s)_v - [v = y]
+//
+// forward KL:  G = -p/q            so  dD/dz = (q - p) / T_s
+// reverse KL:  G = log(q/p) + 1    so  dD/dz = q (log(q/p) - D) / T_s
+// JSD:         G = (1 - beta) log(q/m)
+//
+// Sweeps. 1. Sums: the largest logits, Z_s, Z_t, the cross sums that give the KL family its value
+// and the cross-entropy's own Z. 2. JSD alone: value and sum q G, which need p and q normalised.
+// 3. Gradient. A sweep goes block by block: 1,024 columns of both sides are converted to float in
+// the first-level cache, their maximum is found on the way, and the exponentials are taken from
+// there. The sums refer to the largest logit so far and are rescaled when it rises, so that the
+// first sweep reads memory once. Sums run in float within a block and in double across blocks.
+// t = (z - max) log2(e) / T is formed in this order: the difference of large logits is exact.
+//
+// Bytes a row, element sizes b_s and b_t: V (b_s + b_t) read and V b_s written, if the row pair
+// still lies in a cache at the last sweep (256 KB at V = 32,000 in float32); that sweep runs
+// backwards, so that what does is used. Operations a column: 2 exponentials (about 10
+// instructions each for a whole register) in each sweep, one more for CE unless T_s is 1 or 2,
+// where exp(z) is e_s or its square; one logarithm in each sweep of JSD after the first.
+// Exponentials are taken again rather than kept: they cost less than moving them.
+//
+// Saved for backward: the gradients, complete but for the incoming factor (scale.cpp).
+//
+// Not supported: softcap, float64, the other divergences, double backward (all eager), and
+// splitting a row between threads, so fewer rows than threads leave some idle.
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+
+#include "tensors.h"
+
+namespace mkd {
+namespace {
+
+using torch::stable::new_empty;
+
+constexpr int64_t kElementsPerTask = 16384;
+constexpr int64_t kStreamedBytes = int64_t{4} << 20;  // gradients that no cache would keep
+
+// Which rows count, after checking every label of one that does.
+int64_t count_rows(const DenseKD& op) {
+  int64_t num_counted = 0;
+  for (int64_t n = 0; n < op.num_rows; ++n) {
+    if (!op.counts(n)) continue;
+    ++num_counted;
+    if (!op.labels) continue;
+    const int64_t label = op.labels(n);
+    STD_TORCH_CHECK(0 <= label && label < op.num_columns, "kd_loss: labels must lie in [0, ",
+                    op.num_columns, ") or be ignore_index=", op.ignore_index, ", got ", label,
+                    " at token ", n, ". Set labels of tokens that do not count to ignore_index.");
+  }
+  return num_counted;
+}
+
+Divergence divergence_of(const std::string& name, double beta) {
+  if (name == "forward_kl" || (name == "jsd" && beta == 0.0)) return Divergence::kForwardKL;
+  if (name == "reverse_kl" || (name == "jsd" && beta == 1.0)) return Divergence::kReverseKL;
+  if (name == "jeffreys") return Divergence::kJeffreys;
+  STD_TORCH_CHECK(name == "jsd",
+                  "dense_kd: divergence must be forward_kl, reverse_kl, jeffreys or "
+                  "jsd, got ",
+                  name, ". Pass impl=\"eager\" for the others.");
+  return Divergence::kJSD;
+}
+
+void clear_row(const DenseKD& op, int64_t n) {
+  if (op.grad.data) {
+    __builtin_memset(op.grad.row(n), 0, op.num_grad_columns * op.grad.element_size());
+  }
+  for (int64_t l = 0; l < op.num_layers; ++l) {
+    const HiddenLayer& layer = op.layers[l];
+    if (!layer.grad.data) continue;
+    __builtin_memset(layer.grad.row(n), 0,
+                     op.num_positions * layer.width * layer.grad.element_size());
+  }
+}
+
+double weighted(const DenseKD& op, const Terms& terms) {  // a weight of 0 silences inf and NaN
+  double loss = 0.0;
+  if (op.kd_weight != 0.0) loss += op.kd_weight * terms.kd;
+  if (op.ce_weight != 0.0) loss += op.ce_weight * terms.ce;
+  if (op.hidden_weight != 0.0) loss += op.hidden_weight * terms.hidden;
+  return loss;
+}
+
+struct Outputs {
+  float *loss, *kd, *ce, *hidden;
+
+  void write(int64_t n, const DenseKD& op, const Terms& terms) const {
+    loss[n] = static_cast<float>(weighted(op, terms));
+    kd[n] = static_cast<float>(terms.kd);
+    ce[n] = static_cast<float>(terms.ce);
+    hidden[n] = static_cast<float>(terms.hidden);
+  }
+};
+
+// Run all rows; threads take the next group of rows as they become free. Returns the sums, added
+// up group by group, so that they do not depend on the number of threads.
+Terms run_rows(const DenseKD& op, const Outputs* per_row) {
+  int64_t row_elements = op.num_columns;
+  for (int64_t l = 0; l < op.num_layers; ++l) row_elements += op.num_positions * op.layers[l].width;
+  const int64_t group = kElementsPerTask / (row_elements + 1) + 1;
+  const int64_t num_groups = (op.num_rows + group - 1) / group;
+  std::vector<Terms> group_sums(num_groups);
+  std::atomic<int64_t> next = 0;
+  const auto run_row = kernels().row;
+  const int64_t num_threads = torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, num_threads, 1, [&](int64_t, int64_t) {
+    for (int64_t g = next++; g < num_groups; g = next++) {
+      const int64_t end = std::min(op.num_rows, (g + 1) * group);
+      for (int64_t n = g * group; n < end; ++n) {
+        Terms terms;
+        if (op.counts(n)) {
+          terms = run_row(op, n);
+        } else {
+          clear_row(op, n);
+        }
+        if (per_row) per_row->write(n, op, terms);
+        group_sums[g].kd += terms.kd;
+        group_sums[g].ce += terms.ce;
+        group_sums[g].hidden += terms.hidden;
+      }
+    }
+  });
+  Terms sums;
+  for (const Terms& terms : group_sums) {
+    sums.kd += terms.kd;
+    sums.ce += terms.ce;
+    sums.hidden += terms.hidden;
+  }
+  return sums;
+}
+
+using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+Result dense_kd(Tensor student, Tensor teacher, std::optional<Tensor> labels,
+                std::optional<Tensor> mask, std::optional<Tensor> num_tokens,
+                std::vector<Tensor> student_hidden, std::vector<Tensor> teacher_hidden,
+                std::optional<Tensor> hidden_mask, std::string divergence, double beta,
+                double temperature, double teacher_temperature, double logit_scale,
+                double teacher_logit_scale, double kd_scale, double kd_weight, double ce_weight,
+                double hidden_weight, int64_t vocab_size, int64_t ignore_index,
+                std::string reduction, bool needs_grad_student, bool needs_grad_hidden) {
+  student = with_contiguous_rows(student);
+  teacher = with_contiguous_rows(teacher);
+  DenseKD op;
+  op.num_rows = student.size(0);
+  op.num_columns = vocab_size;
+  op.num_grad_columns = student.size(1);
+  op.student = matrix("student", student);
+  op.teacher = matrix("teacher", teacher);
+  if (labels) op.labels = {static_cast<int64_t*>(labels->data_ptr()), labels->stride(0)};
+  if (mask) op.mask = {static_cast<bool*>(mask->data_ptr()), mask->stride(0)};
+  op.ignore_index = ignore_index;
+  op.divergence = divergence_of(divergence, beta);
+  op.beta = beta;
+  op.temperature = temperature;
+  op.teacher_temperature = teacher_temperature;
+  op.logit_scale = logit_scale;
+  op.teacher_logit_scale = teacher_logit_scale;
+  op.kd_scale = kd_scale;
+  op.kd_weight = kd_weight;
+  op.ce_weight = labels ? ce_weight : 0.0;
+  op.hidden_weight = hidden_weight;
+
+  const int64_t num_counted = count_rows(op);
+  if (reduction == "mean") {
+    op.row_weight = 1.0 / (num_tokens ? double(*static_cast<float*>(num_tokens->data_ptr()))
+                                      : double(std::max<int64_t>(num_counted, 1)));
+  }
+
+  Tensor grad_student = new_empty(student, {needs_grad_student ? op.num_rows : 0});
+  if (needs_grad_student) {
+    grad_student = new_empty(student, {op.num_rows, op.num_grad_columns});
+    op.grad = matrix("grad_student", grad_student);
+    op.stream_grad = grad_student.numel() * op.grad.element_size() >= kStreamedBytes;
+  }
+  std::vector<Tensor> grad_hidden;
+  std::vector<HiddenLayer> layers;
+  for (size_t l = 0; l < student_hidden.size(); ++l) {
+    student_hidden[l] = with_contiguous_rows(student_hidden[l]);
+    teacher_hidden[l] = with_contiguous_rows(teacher_hidden[l]);
+    const Tensor &s = student_hidden[l], &t = teacher_hidden[l];
+    HiddenLayer layer{matrix("student_hidden", s),
+                      matrix("teacher_hidden", t),
+                      {},
+                      s.stride(1),
+                      t.stride(1),
+                      s.size(2)};
+    if (needs_grad_hidden) {
+      grad_hidden.push_back(new_empty(s, {s.size(0), s.size(1), s.size(2)}));
+      layer.grad = matrix("grad_hidden", grad_hidden.back());
+    }
+    layers.push_back(layer);
+    op.num_positions = s.size(1);
+  }
+  op.layers = layers.data();
+  op.num_layers = static_cast<int64_t>(layers.size());
+  if (hidden_mask) {
+    op.hidden_mask = {static_cast<bool*>(hidden_mask->data_ptr()), hidden_mask->stride(0),
+                      hidden_mask->stride(1)};
+  }
+
+  Tensor parts[4];
+  for (Tensor& part : parts) {
+    part = reduction == "none" ? new_empty(student, {op.num_rows}, ScalarType::Float)
+                               : new_empty(student, {}, ScalarType::Float);
+  }
+  const auto data = [&](int i) { return static_cast<float*>(parts[i].data_ptr()); };
+  const Outputs outputs{data(0), data(1), data(2), data(3)};
+  Terms sums = run_rows(op, reduction == "none" ? &outputs : nullptr);
+  if (reduction != "none") {
+    sums.kd *= op.row_weight;
+    sums.ce *= op.row_weight;
+    sums.hidden *= op.row_weight;
+    outputs.write(0, op, sums);
+  }
+  return {parts[0], parts[1], parts[2], parts[3], grad_student, grad_hidden};
+}
+
+}  // namespace
+}  // namespace mkd
+
+STABLE_TORCH_LIBRARY_IMPL(mkd_fast, CPU, m) { m.impl("dense_kd", TORCH_BOX(&mkd::dense_kd)); }

@@ -1,0 +1,95 @@
+// What the op hands to the kernels, which are compiled once for each instruction set.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+namespace mkd {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+enum class DType { kFloat32, kBFloat16, kFloat16 };
+enum class Divergence { kForwardKL, kReverseKL, kJeffreys, kJSD };
+
+// Rows of numbers, contiguous within a row. A row may lie anywhere: strides count elements.
+struct Matrix {
+  char* data = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t row_stride = 0;
+
+  [[gnu::always_inline]] int64_t element_size() const { return dtype == DType::kFloat32 ? 4 : 2; }
+  [[gnu::always_inline]] char* row(int64_t n) const {
+    return data + n * row_stride * element_size();
+  }
+};
+
+template <class T>
+struct Strided {
+  const T* data = nullptr;
+  int64_t stride = 0;
+  int64_t inner_stride = 0;
+
+  [[gnu::always_inline]] explicit operator bool() const { return data != nullptr; }
+  [[gnu::always_inline]] T operator()(int64_t n, int64_t m = 0) const {
+    return data[n * stride + m * inner_stride];
+  }
+};
+
+// One matched layer: [N, P, D] on either side; grad.data is null where no gradient is asked for.
+struct HiddenLayer {
+  Matrix student, teacher, grad;
+  int64_t student_position_stride, teacher_position_stride;
+  int64_t width;
+};
+
+struct DenseKD {
+  int64_t num_rows = 0;
+  int64_t num_columns = 0;       // the real ones
+  int64_t num_grad_columns = 0;  // with the padding, whose gradient is 0
+  Matrix student, teacher, grad;
+  Strided<int64_t> labels;
+  Strided<bool> mask;
+  int64_t ignore_index = 0;
+
+  Divergence divergence = Divergence::kForwardKL;
+  double beta = 0.0;
+  double temperature = 1.0, teacher_temperature = 1.0;
+  double logit_scale = 1.0, teacher_logit_scale = 1.0;
+  double kd_scale = 1.0, kd_weight = 0.0, ce_weight = 0.0, hidden_weight = 0.0;
+  double row_weight = 1.0;  // of one row in the loss: 1 / num_tokens for "mean"
+
+  const HiddenLayer* layers = nullptr;
+  int64_t num_layers = 0;
+  int64_t num_positions = 0;
+  Strided<bool> hidden_mask;
+
+  bool stream_grad = false;  // write the gradient past the caches
+
+  [[gnu::always_inline]] bool counts(int64_t n) const {
+    return !(labels && labels(n) == ignore_index) && !(mask && !mask(n));
+  }
+};
+
+// The unweighted terms of one row, or their sums over rows.
+struct Terms {
+  double kd = 0.0, ce = 0.0, hidden = 0.0;
+};
+
+// What one instruction set offers.
+struct Kernels {
+  const char* name;
+  // Terms of row n, which must count; its gradients are written.
+  Terms (*row)(const DenseKD&, int64_t n);
+  // row[0..count) *= factor
+  void (*scale)(DType, void* row, int64_t count, float factor);
+};
+
+// The best kernels for this machine, or those that MKD_FAST_CPU_CAPABILITY names.
+const Kernels& kernels();
+
+}  // namespace mkd

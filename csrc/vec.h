@@ -1,0 +1,69 @@
+// A register of floats, and the two functions of it that a loss needs.
+//
+// A source that includes this file is compiled once for each instruction set, with MKD_ISA naming
+// it, and everything lives in the namespace mkd::MKD_ISA: two copies of an inline function never
+// meet in the linker, which would be free to keep the one that this machine cannot run.
+//
+// Each vec_*.h defines Vec (kLanes floats) and Mask, and
+//   all(x)                     x in every lane
+//   + - *  fma(a, b, c)        a * b + c, rounded once where the machine can
+//   max min                    of each lane; where a lane of a is NaN, that of b
+//   above, not_below           a > b; !(a < b), which is true for NaN
+//   where(m, a[, b])           a where m, else b (or 0)
+//   nearest_integer, times_power_of_two (n an integer in [-126, 127])
+//   split_exponent             a = mantissa * 2^exponent, mantissa in [sqrt(1/2), sqrt(2))
+//   largest, sum               over the lanes; the sum in double
+//   first_lanes(count)         a mask of the first count lanes
+//   load, store [count]        of float, BFloat16 or Float16; the first count lanes only, others 0
+//   stream                     an aligned store past the caches; finish_streams() after the last
+#pragma once
+
+#include <cstdint>
+
+#include "dense_kd.h"
+
+namespace mkd::MKD_ISA {
+constexpr int32_t kSqrtHalfBits = 0x3f3504f3;  // of sqrt(1/2) as a float
+}
+
+#if defined(MKD_ISA_AVX512)
+#include "vec_avx512.h"
+#elif defined(MKD_ISA_AVX2)
+#include "vec_avx2.h"
+#else
+#include "vec_plain.h"
+#endif
+
+namespace mkd::MKD_ISA {
+
+// 2^t for t <= 127, within 1 ulp. Results below 2^-126 are 0, so that no denormal number, which
+// costs some machines a hundred cycles, gets into a sum; 2^-inf = 0, and NaN stays NaN.
+inline Vec exp2(Vec t) {
+  const Vec n = nearest_integer(t);
+  const Vec f = t - n;  // in [-1/2, 1/2], exact; the polynomial's relative error is below 2e-9
+  Vec r = fma(all(0.0001534581242594868f), f, all(0.0013399930903688073f));
+  r = fma(r, f, all(0.009618489071726799f));
+  r = fma(r, f, all(0.05550328642129898f));
+  r = fma(r, f, all(0.24022646248340607f));
+  r = fma(r, f, all(0.6931471824645996f));
+  r = fma(r, f, all(1.0f));
+  return where(not_below(t, all(-126.0f)), times_power_of_two(r, n));
+}
+
+// log2(x) for normal x > 0, within 2 ulp, and exact in relative terms as x nears 1.
+inline Vec log2(Vec x) {
+  Vec exponent, mantissa;
+  split_exponent(x, exponent, mantissa);
+  const Vec f = mantissa - all(1.0f);
+  Vec r = fma(all(0.12583701312541962f), f, all(-0.20726972818374634f));
+  r = fma(r, f, all(0.21571560204029083f));
+  r = fma(r, f, all(-0.23894482851028442f));
+  r = fma(r, f, all(0.28791624307632446f));
+  r = fma(r, f, all(-0.3607036769390106f));
+  r = fma(r, f, all(0.48091062903404236f));
+  r = fma(r, f, all(-0.7213473320007324f));
+  r = fma(r, f, all(1.4426950216293335f));
+  return fma(r, f, exponent);
+}
+
+}  // namespace mkd::MKD_ISA

@@ -1,0 +1,111 @@
+// Vec for AVX2 with FMA and F16C: 8 floats. See vec.h for what each name means.
+#pragma once
+
+#include <immintrin.h>
+
+namespace mkd::MKD_ISA {
+
+struct Vec {
+  static constexpr int kLanes = 8;
+  __m256 v;
+};
+
+struct Mask {
+  __m256 v;
+};
+
+inline Vec all(float x) { return {_mm256_set1_ps(x)}; }
+inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline Mask above(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)}; }
+inline Mask not_below(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_NLT_UQ)}; }
+inline Vec where(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m.v)}; }
+inline Vec where(Mask m, Vec a) { return {_mm256_and_ps(m.v, a.v)}; }
+inline Vec nearest_integer(Vec a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vec times_power_of_two(Vec a, Vec n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
+}
+
+inline void split_exponent(Vec a, Vec& exponent, Vec& mantissa) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i e = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(kSqrtHalfBits)), 23);
+  exponent = {_mm256_cvtepi32_ps(e)};
+  mantissa = {_mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(e, 23)))};
+}
+
+inline float largest(Vec a) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+inline double sum(Vec a) {
+  const __m256d x = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a.v)),
+                                  _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1)));
+  const __m128d y = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(y, _mm_unpackhi_pd(y, y)));
+}
+
+inline __m256i first(int count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+}
+inline Mask first_lanes(int count) { return {_mm256_castsi256_ps(first(count))}; }
+
+inline Vec from_bits(const BFloat16*, __m128i x) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
+}
+inline Vec from_bits(const Float16*, __m128i x) { return {_mm256_cvtph_ps(x)}; }
+
+inline __m128i to_bits(const BFloat16*, Vec a) {  // round to nearest even; NaN stays a quiet NaN
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  const __m256i chosen = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan);
+  return _mm_packus_epi32(_mm256_castsi256_si128(chosen), _mm256_extracti128_si256(chosen, 1));
+}
+inline __m128i to_bits(const Float16*, Vec a) {
+  return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline Vec load(const float* p, int count) { return {_mm256_maskload_ps(p, first(count))}; }
+template <class T>
+inline Vec load(const T* p) {
+  return from_bits(p, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+template <class T>
+inline Vec load(const T* p, int count) {
+  T padded[Vec::kLanes] = {};
+  __builtin_memcpy(padded, p, count * sizeof(T));
+  return load(padded);
+}
+
+inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+inline void store(float* p, Vec a, int count) { _mm256_maskstore_ps(p, first(count), a.v); }
+inline void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }
+template <class T>
+inline void store(T* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bits(p, a));
+}
+template <class T>
+inline void store(T* p, Vec a, int count) {
+  T padded[Vec::kLanes];
+  store(padded, a);
+  __builtin_memcpy(p, padded, count * sizeof(T));
+}
+template <class T>
+inline void stream(T* p, Vec a) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bits(p, a));
+}
+inline void finish_streams() { _mm_sfence(); }
+
+}  // namespace mkd::MKD_ISA
