@@ -53,7 +53,7 @@ def words_of(locale: str) -> dict[str, list[str]]:
     """
     words = {name: list(typed) for name, typed in _typed_in()[locale].items()}
     words["weather"] = _country_names(locale)
-    words["item"] += _thing_names(locale)
+    words["item"] = list(dict.fromkeys([*words["item"], *_thing_names(locale)]))
     return words | {name: words[shared] for name, shared in _SHARED.items()}
 
 

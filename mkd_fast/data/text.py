@@ -195,11 +195,16 @@ def _labelled(
 def _strings(place: str, table: "pyarrow.Table", column: str) -> list[str]:
     import pyarrow
 
-    if not pyarrow.types.is_string(table.schema.field(column).type):
-        raise checks.column_not_text(place, column, table.schema.field(column).type)
-    values: list[str] = table[column].to_pylist()
+    kind = table.schema.field(column).type
+    # A column of nothing but null is empty, whatever its type.
+    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.null()):
+        raise checks.column_not_text(place, column, kind)
+    try:
+        values: list[str] = table[column].to_pylist()
+    except UnicodeDecodeError as error:
+        raise checks.parquet_not_utf8(place, column) from error
     for row, value in enumerate(values, start=1):
-        if value is None or not value.strip():
+        if not (value or "").strip():
             raise checks.empty_cell(place, column, row)
     return values
 
