@@ -13,8 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 
 
-def _message(function: str, rule: str, fact: str, way_out: str) -> str:
-    return f"{function}: {rule}, got {fact}. {way_out}"
+class Wording(str):
+    """A message of this module: told to the user as it is, where a bug shows its traceback."""
+
+    __slots__ = ()
+
+
+def is_ours(error: BaseException) -> bool:
+    """True for an error that was worded here."""
+    return any(isinstance(argument, Wording) for argument in error.args)
+
+
+def _message(function: str, rule: str, fact: str, way_out: str) -> Wording:
+    return Wording(f"{function}: {rule}, got {fact}. {way_out}")
 
 
 def _value_error(function: str, rule: str, fact: str, way_out: str) -> ValueError:
@@ -27,6 +38,14 @@ def _type_error(function: str, rule: str, fact: str, way_out: str) -> TypeError:
 
 def _runtime_error(function: str, rule: str, fact: str, way_out: str) -> RuntimeError:
     return RuntimeError(_message(function, rule, fact, way_out))
+
+
+def _os_error_like(error: Exception, function: str, rule: str, fact: str, way_out: str) -> OSError:
+    """The same class of OSError with the same errno; a plain OSError for any other exception."""
+    message = _message(function, rule, fact, way_out)
+    if isinstance(error, OSError) and error.errno is not None:
+        return type(error)(error.errno, message)
+    return OSError(message)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -953,6 +972,137 @@ def splits_differ(text: str, full: Sequence[str], trimmed: Sequence[str]) -> Val
 
 
 # --- train ---
+
+
+def missing_recipe(path: Path) -> FileNotFoundError:
+    """No file at that path."""
+    return FileNotFoundError(
+        _message(
+            "load", "a recipe must be a TOML file", f"{path}, which does not exist",
+            "See recipes/ for examples.",
+        )
+    )
+
+
+def recipe_not_toml(path: Path, error: Exception) -> ValueError:
+    """The parser's own words say where."""
+    return _value_error("load", f"{path} must be TOML", str(error), "Mend that line.")
+
+
+def override_without_section(name: str) -> ValueError:
+    """--set without a dot."""
+    return _value_error(
+        "load", "--set takes section.key=value", repr(name), "E.g. --set train.epochs=3."
+    )
+
+
+def override_without_value(name: str) -> ValueError:
+    """--set without an equals sign."""
+    return _value_error("load", "--set takes section.key=value", repr(name), "Add =value.")
+
+
+def unknown_section(place: str, name: str, known: Iterable[str]) -> ValueError:
+    """A table that a recipe does not have."""
+    return _value_error(place, "sections must be known", f"[{name}]", _nearest(name, known))
+
+
+def not_a_section(place: str, name: str) -> TypeError:
+    """A bare key at the top of a recipe."""
+    return _type_error(
+        place, "keys must stand in a section", f"{name!r} outside of any", "Put it under [section]."
+    )
+
+
+def unknown_key(place: str, key: str, known: Iterable[str]) -> ValueError:
+    """A key that the section does not have."""
+    return _value_error(place, "keys must be known", repr(key), _nearest(key, known))
+
+
+def wrong_type(place: str, key: str, wanted: object, value: object) -> TypeError:
+    """A value of another type."""
+    name = wanted.__name__ if isinstance(wanted, type) else str(wanted)
+    return _type_error(place, f"{key} must be {name}", repr(value), "Write it as TOML: 3, 0.5, \"a\".")
+
+
+def no_such_device(wanted: str, error: Exception) -> RuntimeError:
+    """A device that torch does not know or cannot reach."""
+    return _runtime_error(
+        "run", "run.device must be a device of this machine", f"{wanted!r} ({error})",
+        'Use "auto", "cpu" or "cuda".',
+    )
+
+
+def no_data_files() -> ValueError:
+    """source = "files" without files."""
+    return _value_error(
+        "data", 'data.train and data.test must be given with source = "files"', "an empty path",
+        "Name JSONL, CSV or Parquet files with columns text, label, language.",
+    )
+
+
+def language_without_text(absent: Sequence[str], present: Sequence[str]) -> ValueError:
+    """A language is asked for that the text does not have."""
+    return _value_error(
+        "data", f"languages must occur in the text ({', '.join(present)})", ", ".join(absent),
+        "Correct data.seen and data.unseen, or leave them out to take what is there.",
+    )
+
+
+def model_not_loaded(name: str, error: Exception) -> ValueError:
+    """Transformers could not load it; its own first line says why."""
+    reason = str(error).strip().splitlines()[0]
+    return _value_error(
+        "teacher", f"{name} must be a model that transformers can load", reason,
+        "Name a folder written by save_pretrained, or, when online, a hub model.",
+    )
+
+
+def folder_of_another_run(folder: Path, differing: Sequence[str]) -> ValueError:
+    """A run folder belongs to one recipe."""
+    return _value_error(
+        "run", f"{folder} belongs to a run of one recipe", f"another ({'; '.join(differing)})",
+        "Pass --set run.folder=..., or remove that folder.",
+    )
+
+
+def nothing_to_freeze(beginning: str, names: Iterable[str]) -> ValueError:
+    """A beginning that no parameter name has."""
+    return _value_error(
+        "fit", "freeze must name parameters of the model", repr(beginning), _nearest(beginning, names)
+    )
+
+
+def not_finite(model: str, step: int, sample_ids: Sequence[int]) -> FloatingPointError:
+    """A loss or gradient that is NaN or infinite, noticed before the optimizer moved."""
+    samples = ", ".join(map(str, sample_ids))
+    return FloatingPointError(
+        _message(
+            "fit", f"loss and gradients of {model} must be finite",
+            f"NaN or infinity at step {step}, samples {samples}",
+            "No parameter moved. Look at those samples (row numbers of the training text), or "
+            "lower the learning rate; the same command goes on from the last checkpoint.",
+        )
+    )
+
+
+# --- files ---
+
+
+def not_written(path: Path, needed: int, free: int, error: OSError) -> OSError:
+    """The disk is full or does not let us write; class and errno of the cause are kept."""
+    return _os_error_like(
+        error, "write", f"{path} must be written whole, {needed:,} bytes",
+        f"{error.strerror or error} with {free:,} bytes free",
+        "Make room or choose another folder; what was finished is kept, and the same call goes on.",
+    )
+
+
+def folder_not_made(folder: Path, error: Exception) -> OSError:
+    """No permission, a file in the way, or a full disk."""
+    return _os_error_like(
+        error, "write", f"{folder} must be a folder that can be written", str(error),
+        "Make room, or choose a folder that is yours.",
+    )
 
 
 # --- evaluate ---
