@@ -432,6 +432,11 @@ def unknown_locale(locales: Sequence[str], known: Sequence[str]) -> ValueError:
     )
 
 
+def no_seen_language() -> ValueError:
+    """There would be nothing to train on."""
+    return _value_error("HomeIntentOptions", "seen must name a language", "none", "Pass ('en',).")
+
+
 def locale_seen_and_unseen(locales: Sequence[str]) -> ValueError:
     """An unseen language is one that training does not see."""
     return _value_error(
@@ -483,7 +488,7 @@ def broken_e5_pieces(path: Path) -> ValueError:
     """The tokenizer section contradicts itself."""
     return _value_error(
         "read_e5_file",
-        f"the offsets of the pieces in {path} must rise to the end of their text",
+        f"the pieces and names in {path} must be UTF-8, their offsets rising, special ids in range",
         "others",
         "The file is damaged.",
     )

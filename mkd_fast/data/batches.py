@@ -20,7 +20,7 @@ from mkd_fast.data.tokens import TokenisedText
 POOL_BATCHES = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """B samples padded to S tokens on the right; all tensors int64.
 

@@ -45,7 +45,8 @@ class HomeIntentOptions:
         seed: decides the split and the walks.
 
     Raises:
-        ValueError: a language without words, or one both seen and unseen.
+        ValueError: no seen language, one without words, one both seen and unseen, or a
+            negative count.
     """
 
     seen: tuple[str, ...] = ("de", "en", "es", "fr", "pl")
@@ -58,6 +59,16 @@ class HomeIntentOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self.seen:
+            raise checks.no_seen_language()
+        for name in (
+            "train_per_intent",
+            "dev_per_intent",
+            "test_per_intent",
+            "vocabulary_per_intent",
+            "min_utterances",
+        ):
+            checks.not_negative("HomeIntentOptions", name, getattr(self, name))
         locales = (*self.seen, *self.unseen)
         if unknown := sorted(set(locales) - set(known_locales())):
             raise checks.unknown_locale(unknown, known_locales())
@@ -104,7 +115,8 @@ def build(options: HomeIntentOptions | None = None) -> HomeIntents:
     seen, locales = sorted(options.seen), sorted((*options.seen, *options.unseen))
     rows = {locale: _rows_by_intent(locale, options.seed) for locale in locales}
     intents = _common_intents(rows, options.min_utterances)
-    cells = _split({locale: rows[locale] for locale in locales}, intents, options.seed)
+    cells = _split(rows, intents, options.seed)
+    _drop_known(cells)
 
     def draw(part: str, languages: list[str], limit: int) -> list[_Row]:
         return [
@@ -172,32 +184,36 @@ def _common_intents(rows: dict[str, dict[str, list[_Row]]], minimum: int) -> tup
 
 
 def _split(rows: dict[str, dict[str, list[_Row]]], intents: tuple[str, ...], seed: int) -> _Cells:
-    """Split each intent of each locale by group, and mix the groups of each part.
-
-    Test rows keep their skeletons and sentences to themselves: over all locales no sentence,
-    and within one no skeleton, of theirs is in another part.
-    """
+    """Split each intent of each locale by group, and mix the groups of each part."""
     cells: _Cells = {}
     for locale, by_intent in rows.items():
         for intent in intents:
             split_seed = f"{seed}/{locale}/{intent}"
             groups = [row.group for row in by_intent[intent]]
-            names = split_by_group(groups, (TEST_SHARE, DEV_SHARE), seed=split_seed)
-            for part, numbers in zip(("test", "dev", "train"), names, strict=True):
+            dealt = split_by_group(groups, (TEST_SHARE, DEV_SHARE), seed=split_seed)
+            for part, numbers in zip(("test", "dev", "train"), dealt, strict=True):
                 found = [by_intent[intent][number] for number in numbers]
                 cells[part, locale, intent] = _mixed(found, random.Random(split_seed))
+    return cells
+
+
+def _drop_known(cells: _Cells) -> None:
+    """Drop the test rows that another part gives away.
+
+    Afterwards no sentence of a test row is in another part of any locale, and no skeleton of
+    one in another part of its own locale and intent.
+    """
     taken = [row for (part, *_), found in cells.items() if part != "test" for row in found]
     texts = {_key(row) for row in taken}
     skeletons = {(row.locale, row.intent, normalised(row.skeleton)) for row in taken}
     for (part, locale, intent), found in cells.items():
         if part == "test":
-            cells[part, locale, intent] = [
+            found[:] = [
                 row
                 for row in found
                 if _key(row) not in texts
                 and (locale, intent, normalised(row.skeleton)) not in skeletons
             ]
-    return cells
 
 
 def _mixed(rows: list[_Row], rng: random.Random) -> list[_Row]:

@@ -14,13 +14,12 @@ from mkd_fast import checks
 
 COUNTRIES = ("AU", "BR", "CA", "CH", "DE", "EG", "ES", "FI", "FR", "GR", "IN", "IT", "JP", "MX")
 THINGS = "🍌🍇🍉🍋🍍🍎🍐🍓🍕🍚🍝🍞🍯🥑🥒🥔🥕🥖🥚🥛🥜🥥🧀🧄🧅🧂🧴🧽🪥🪣🔑🔋✂🧸🎁"
-# Lists and domains of the templates that share the words of one in the file.
+# Lists and domains of the templates that go by another name in the file.
 _SHARED = {
     "button": "switch",
     "input_boolean": "switch",
     "input_button": "switch",
     "sensor": "binary_sensor",
-    "message": "message",
     "search_query": "search",
     "shopping_list_item": "item",
     "timer_command": "command",

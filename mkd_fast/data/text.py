@@ -133,7 +133,10 @@ def _read_file(path: Path) -> "pyarrow.Table":
             path,
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types={"text": pyarrow.string(), "language": pyarrow.string()}
+                column_types={"text": pyarrow.string(), "language": pyarrow.string()},
+                # Labels that read true and false are names, as any others.
+                true_values=[],
+                false_values=[],
             ),
         )
     except pyarrow.ArrowInvalid as error:

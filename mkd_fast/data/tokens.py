@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _TEXTS_PER_CALL = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenisedText:
     """N samples; sample n is ``ids[offsets[n] : offsets[n + 1]]``, and its sample id is n.
 
@@ -36,7 +36,7 @@ class TokenisedText:
         """Return the number of samples."""
         return len(self.labels)
 
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each sample, special ones included; int64 [N]."""
         return np.diff(self.offsets)

@@ -122,10 +122,19 @@ def _read_tokenizer(cursor: _Cursor) -> E5Tokenizer:
     blob = cursor.take(blob_bytes)
     _, table_bytes = cursor.unpack("iI")
     cursor.take(table_bytes)
+    if not all(0 <= special < num_pieces for special in (bos, eos, pad, unk)):
+        raise checks.broken_e5_pieces(cursor.path)
     if np.any(np.diff(offsets.astype(np.int64)) < 0) or offsets[-1] != blob_bytes:
         raise checks.broken_e5_pieces(cursor.path)
-    pieces = [blob[start:end].decode() for start, end in itertools.pairwise(offsets.tolist())]
+    pieces = [_text(cursor, blob[a:b]) for a, b in itertools.pairwise(offsets.tolist())]
     return E5Tokenizer(pieces, scores.tolist(), bos, eos, pad, unk)
+
+
+def _text(cursor: _Cursor, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise checks.broken_e5_pieces(cursor.path) from error
 
 
 def _read_tensors(cursor: _Cursor) -> dict[str, npt.NDArray[np.float32]]:
@@ -133,10 +142,11 @@ def _read_tensors(cursor: _Cursor) -> dict[str, npt.NDArray[np.float32]]:
     tensors = {}
     for _ in range(count):
         (name_bytes,) = cursor.unpack("H")
-        name = cursor.take(name_bytes).decode()
+        name = _text(cursor, cursor.take(name_bytes))
         kind, num_elements, start, num_bytes = cursor.unpack("BIQQ")
         expected = _BLOCK.itemsize * num_elements // WEIGHTS_PER_BLOCK if kind else 4 * num_elements
-        if kind not in (0, 1) or num_bytes != expected:
+        partial = num_elements % WEIGHTS_PER_BLOCK if kind else 0
+        if kind not in (0, 1) or partial or num_bytes != expected:
             raise checks.broken_e5_tensor(cursor.path, name, kind, num_elements, num_bytes)
         data = cursor.at(start, num_bytes)
         tensors[name] = dequantise(data) if kind else np.frombuffer(data, dtype="<f4")

@@ -72,7 +72,7 @@ _LAYER_MODULES = {
 def models_folder() -> Path:
     """Where unpacked models live: ``$MKD_FAST_HOME/models``, or ``~/.cache/mkd_fast/models``."""
     home = os.environ.get("MKD_FAST_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "mkd_fast") / "models"
+    return Path(home or "~/.cache/mkd_fast").expanduser() / "models"
 
 
 def resolve_model(name_or_path: str) -> str:

@@ -99,6 +99,16 @@ def test_a_language_without_words():
         HomeIntentOptions(seen=("en", "tr"), unseen=("ja",))
 
 
+def test_no_seen_language():
+    with pytest.raises(ValueError, match="seen must name a language, got none"):
+        HomeIntentOptions(seen=())
+
+
+def test_a_negative_count():
+    with pytest.raises(ValueError, match="dev_per_intent must be zero or positive, got -1"):
+        HomeIntentOptions(dev_per_intent=-1)
+
+
 def test_a_language_seen_and_unseen():
     with pytest.raises(ValueError, match="either seen or unseen, got de twice"):
         HomeIntentOptions(seen=("en", "de"), unseen=("de",))

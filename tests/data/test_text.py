@@ -65,6 +65,12 @@ def test_integer_labels_are_sorted_by_value(tmp_path):
     assert text.labels == [1, 0, 2, 0]
 
 
+def test_csv_labels_that_look_like_booleans_are_names(tmp_path):
+    rows = [{**ROWS[0], "label": label} for label in ("true", "false")]
+    text = load_text(write_csv(tmp_path / "train.csv", rows))
+    assert text.label_names == ("false", "true")
+
+
 def test_evaluation_text_keeps_the_known_label_order(tmp_path):
     path = write_jsonl(tmp_path / "test.jsonl", ROWS[:1])
     text = load_text(path, label_names=("maybe", "on", "off"))

@@ -164,6 +164,22 @@ def test_a_cut_file_is_always_refused(tmp_path_factory, data):
         read_e5_file(path)
 
 
+@given(st.data())
+def test_a_damaged_head_is_read_or_refused(tmp_path_factory, data):
+    whole = bytearray(e5_bytes()[0])
+    head = whole.index(b"l0.q.w")
+    for place in data.draw(st.lists(st.integers(4, head), min_size=1, max_size=3)):
+        whole[place] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.bin"
+    path.write_bytes(whole)
+    refusal = "read_e5_file: none"
+    try:
+        read_e5_file(path)
+    except ValueError as error:
+        refusal = str(error)
+    assert refusal.startswith("read_e5_file: ")
+
+
 def test_another_format(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(e5_bytes(magic=b"GGUF")[0])
@@ -183,7 +199,9 @@ def test_pieces_that_do_not_end_where_they_should(tmp_path):
     end_of_offsets = 44 + 28 + 4 * (len(PIECES) + 1)
     data[end_of_offsets - 4] += 1
     (tmp_path / "model.bin").write_bytes(data)
-    with pytest.raises(ValueError, match=r"offsets of the pieces in .* must rise to the end"):
+    with pytest.raises(
+        ValueError, match=r"pieces and names in .* must be UTF-8, their offsets rising"
+    ):
         read_e5_file(tmp_path / "model.bin")
 
 
