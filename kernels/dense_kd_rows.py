@@ -1,0 +1,288 @@
+"""Large vocabularies: one program a row, which is swept in blocks of columns.
+
+The first sweep finds each side's maximum and sum of exponentials, the last one computes both
+distributions again and writes the gradient. In between, a divergence whose ``centre`` (see
+pointwise.py) does not follow from the first sweep takes one more. Each sweep runs against the
+direction of the one before, so that it begins with what the L2 cache still holds.
+
+Running maxima are kept for each group of GROUP columns rather than for the row: a group lies
+within a thread, so that no sweep waits at a barrier. They are merged when the sweep is over.
+
+A row of a matrix whose width is not a multiple of GROUP begins off the 16 bytes of a vector load.
+With LAYOUT "shifted" the row is read from the multiple of GROUP before it: whole groups are
+loaded, the neighbours' columns in them ignored, and only a row's first and last block are stored
+column by column. A group that holds a column of ours never leaves the 16-byte unit that column
+lies in, so nothing outside the allocation is touched. "whole" needs no shift; "scattered" is for
+sides that are shifted differently, and loads column by column.
+"""
+# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+
+import triton
+import triton.language as tl
+
+from mkd_fast.kernels.hidden import hidden_error
+from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, logits_of, value_and_slope
+from mkd_fast.kernels.tokens import counted, weight_of_token
+
+# N tokens, V vocabulary
+
+
+@triton.jit
+def _row_start(row, stride, shift, GROUP: tl.constexpr, LAYOUT: tl.constexpr):
+    """Where to read a row from, in elements."""
+    if LAYOUT == "scattered":
+        return row * stride
+    else:
+        return tl.multiple_of(row * stride - shift, GROUP)
+
+
+@triton.jit
+def _offsets(start, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    """Elements of a block counted from the row's start: [BLOCK / GROUP, GROUP]."""
+    group = start + tl.arange(0, BLOCK // GROUP) * GROUP
+    return group[:, None] + tl.arange(0, GROUP)[None, :]
+
+
+@triton.jit
+def _read(
+    side, first, start, shift, V,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr, EVICTION: tl.constexpr,
+):  # fmt: skip
+    """A block of one side's logits, float32, -inf outside the V real columns."""
+    offset = _offsets(start, BLOCK, GROUP)
+    column = offset - shift
+    if LAYOUT == "scattered":
+        is_read = column < V
+    else:  # the same for a whole group, so that it is one load
+        is_read = (start + tl.arange(0, BLOCK // GROUP) * GROUP - shift < V)[:, None]
+    stored = tl.load(
+        side.logits + first + offset, mask=is_read, other=-float("inf"), eviction_policy=EVICTION
+    )
+    logits = logits_of(stored, side.logit_scale)
+    if LAYOUT == "shifted" or side.logit_scale is not None:
+        logits = tl.where((column >= 0) & (column < V), logits, -float("inf"))
+    return logits
+
+
+@triton.jit
+def _write(
+    grad, first, start, shift, num_columns, value,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """A block of the gradient; it is not read again here, so others may have its cache lines."""
+    value = value.to(grad.dtype.element_ty)
+    offset = _offsets(start, BLOCK, GROUP)
+    target = grad + first + offset
+    if LAYOUT == "whole":
+        is_written = (start + tl.arange(0, BLOCK // GROUP) * GROUP < num_columns)[:, None]
+        tl.store(target, value, mask=is_written, eviction_policy="evict_first")
+    else:
+        is_written = (offset >= shift) & (offset - shift < num_columns)
+        is_inner = (LAYOUT == "shifted") & (start >= shift) & (start + BLOCK - shift <= num_columns)
+        if is_inner:
+            tl.store(target, value, eviction_policy="evict_first")
+        else:
+            tl.store(target, value, mask=is_written, eviction_policy="evict_first")
+
+
+@triton.jit
+def _rebased_gap(gap, total_s, drop_s, drop_t, decay_s):
+    """The sum of e_s (bits_s - bits_t) after both maxima have risen by their drops in bits."""
+    return decay_s * (gap + tl.where(total_s == 0.0, 0.0, total_s * (drop_t - drop_s)))
+
+
+@triton.jit
+def _statistics(
+    student, teacher, first_s, first_t, shift, V,
+    OWN_SUM: tl.constexpr, GAP: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """Maxima and sums of exponentials of a row; the student's untempered sum; the gap.
+
+    The gap is sum_v q_v (log2 q_v - log2 p_v), which is what reverse KL needs to know beforehand.
+    """
+    top_s = tl.full([BLOCK // GROUP], LOWEST, tl.float32)
+    top_t = top_s
+    total_s = tl.zeros([BLOCK // GROUP], tl.float32)
+    total_t = total_s
+    own = total_s
+    gap = total_s
+    for start in range(0, V + shift, BLOCK):
+        z_s = _read(student, first_s, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
+        z_t = _read(teacher, first_t, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
+        new_s = tl.maximum(top_s, tl.max(z_s, 1))
+        new_t = tl.maximum(top_t, tl.max(z_t, 1))
+        decay_s = tl.exp2((top_s - new_s) * student.to_bits)
+        bits_s = (z_s - new_s[:, None]) * student.to_bits
+        bits_t = (z_t - new_t[:, None]) * teacher.to_bits
+        e_s = tl.exp2(bits_s)
+        if GAP:
+            gap = _rebased_gap(
+                gap, total_s, (new_s - top_s) * student.to_bits, (new_t - top_t) * teacher.to_bits,
+                decay_s,
+            )  # fmt: skip
+            gap += tl.sum(tl.where(e_s == 0.0, 0.0, e_s * (bits_s - bits_t)), 1)
+        total_s = total_s * decay_s + tl.sum(e_s, 1)
+        total_t = total_t * tl.exp2((top_t - new_t) * teacher.to_bits) + tl.sum(tl.exp2(bits_t), 1)
+        if OWN_SUM:
+            e_own = tl.exp2((z_s - new_s[:, None]) * LOG2E)
+            own = own * tl.exp2((top_s - new_s) * LOG2E) + tl.sum(e_own, 1)
+        top_s = new_s
+        top_t = new_t
+    row_s = tl.max(top_s)
+    row_t = tl.max(top_t)
+    decay_s = tl.exp2((top_s - row_s) * student.to_bits)
+    sum_s = tl.sum(total_s * decay_s)
+    sum_t = tl.sum(total_t * tl.exp2((top_t - row_t) * teacher.to_bits))
+    sum_own = sum_s
+    if OWN_SUM:
+        sum_own = tl.sum(own * tl.exp2((top_s - row_s) * LOG2E))
+    row_gap = 0.0
+    if GAP:
+        gap = _rebased_gap(
+            gap, total_s, (row_s - top_s) * student.to_bits, (row_t - top_t) * teacher.to_bits,
+            decay_s,
+        )  # fmt: skip
+        row_gap = tl.sum(gap) / sum_s - tl.log2(sum_s) + tl.log2(sum_t)
+    return row_s, row_t, sum_s, sum_t, sum_own, row_gap
+
+
+@triton.jit
+def _sweep(
+    student, teacher, terms, grad, statistics, centre, weight, label, first_s, first_t, first_g,
+    shift, V, num_columns,
+    DIVERGENCE: tl.constexpr, GRAD: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr,
+    OWN_SUM: tl.constexpr, REVERSED: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """D of a row in bits and the sum of its slopes; the gradient is written where GRAD is set."""
+    top_s, top_t, sum_s, sum_t, sum_own, _ = statistics
+    scale_s = 1.0 / sum_s
+    scale_t = 1.0 / sum_t
+    scale_own = 1.0 / sum_own
+    log2_s = tl.log2(sum_s)
+    log2_t = tl.log2(sum_t)
+    values = tl.zeros([BLOCK // GROUP], tl.float32)
+    slopes = values
+    width = V
+    if GRAD:
+        width = num_columns
+    num_blocks = tl.cdiv(width + shift, BLOCK)
+    for index in range(0, num_blocks):
+        start = index * BLOCK
+        if REVERSED:
+            start = (num_blocks - 1 - index) * BLOCK
+        z_s = _read(student, first_s, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
+        z_t = _read(teacher, first_t, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
+        bits_s = (z_s - top_s) * student.to_bits
+        bits_t = (z_t - top_t) * teacher.to_bits
+        q = tl.exp2(bits_s) * scale_s
+        p = tl.exp2(bits_t) * scale_t
+        value, slope = value_and_slope(p, q, bits_t - log2_t, bits_s - log2_s, terms.beta,
+                                       DIVERGENCE)  # fmt: skip
+        values += tl.sum(value, 1)
+        slopes += tl.sum(slope, 1)
+        if GRAD:
+            result = tl.zeros([BLOCK // GROUP, GROUP], tl.float32)
+            if KD_GRAD:
+                result += (terms.kd_slope * weight) * (slope - q * centre)
+            if CE_GRAD:
+                soft = q
+                if OWN_SUM:
+                    soft = tl.exp2((z_s - top_s) * LOG2E) * scale_own
+                is_label = _offsets(start, BLOCK, GROUP) == label + shift
+                result += (terms.ce_slope * weight) * (soft - is_label.to(tl.float32))
+            _write(grad, first_g, start, shift, num_columns, result, BLOCK, GROUP, LAYOUT)
+    return tl.sum(values), tl.sum(slopes)
+
+
+@triton.jit
+def _row(
+    student, teacher, tokens, terms, grad, kd_values, ce_values, row, shift, first_g, V, num_columns,
+    DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """A row that counts."""
+    first_s = _row_start(row, student.stride, shift, GROUP, LAYOUT)
+    first_t = _row_start(row, teacher.stride, shift, GROUP, LAYOUT)
+    GAP: tl.constexpr = DIVERGENCE == "reverse_kl" or DIVERGENCE == "jeffreys"
+    statistics = _statistics(
+        student, teacher, first_s, first_t, shift, V, OWN_SUM, GAP, BLOCK, GROUP, LAYOUT
+    )
+    label = 0
+    if tokens.labels is not None:
+        label = tl.load(tokens.labels + row)
+        is_column = (label >= 0) & (label < V)
+        chosen = tl.load(
+            student.logits + row * student.stride + label, mask=is_column, other=float("nan")
+        )
+        own = LN2 * tl.log2(statistics[4])
+        ce = (statistics[0] - logits_of(chosen, student.logit_scale)) + own
+        tl.store(ce_values + row, ce)
+    weight = weight_of_token(tokens)
+    GRAD: tl.constexpr = grad is not None
+    centre = -1.0  # forward KL: minus the sum of p
+    if DIVERGENCE == "reverse_kl":
+        centre = statistics[5] * LN2
+    elif DIVERGENCE == "jeffreys":
+        centre = statistics[5] * LN2 - 1.0
+    TWICE: tl.constexpr = GRAD and DIVERGENCE == "jsd"
+    if TWICE:
+        _, centre = _sweep(
+            student, teacher, terms, grad, statistics, centre, weight, label,
+            first_s, first_t, first_g, shift, V, num_columns,
+            DIVERGENCE, False, False, False, OWN_SUM, True, BLOCK, GROUP, LAYOUT,
+        )  # fmt: skip
+    kd, _ = _sweep(
+        student, teacher, terms, grad, statistics, centre, weight, label,
+        first_s, first_t, first_g, shift, V, num_columns,
+        DIVERGENCE, GRAD, KD_GRAD, CE_GRAD, OWN_SUM, not TWICE, BLOCK, GROUP, LAYOUT,
+    )  # fmt: skip
+    tl.store(kd_values + row, kd * (LN2 * terms.kd_scale))
+
+
+@triton.jit
+def _cleared_row(
+    grad, kd_values, ce_values, row, shift, first_g, num_columns,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """A row that does not count: nothing of it is read."""
+    tl.store(kd_values + row, 0.0)
+    if ce_values is not None:
+        tl.store(ce_values + row, 0.0)
+    if grad is not None:
+        nothing = tl.zeros([BLOCK // GROUP, GROUP], tl.float32)
+        for start in range(0, num_columns + shift, BLOCK):
+            _write(grad, first_g, start, shift, num_columns, nothing, BLOCK, GROUP, LAYOUT)
+
+
+@triton.jit
+def dense_kd_rows(
+    student, teacher, tokens, terms, hidden, grad, kd_values, ce_values, V, num_columns,
+    DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    PER_TOKEN: tl.constexpr, WIDTHS: tl.constexpr, ALIGNMENTS: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+    HIDDEN_ROWS: tl.constexpr, HIDDEN_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first tokens.num programs take a row of logits each, the rest hidden states."""
+    program = tl.program_id(0)
+    if program < tokens.num:
+        row = program.to(tl.int64)
+        shift = 0
+        if LAYOUT == "shifted":
+            shift = ((row * num_columns) % GROUP).to(tl.int32)
+        first_g = _row_start(row, num_columns, shift, GROUP, LAYOUT)
+        if counted(tokens, row, True):
+            _row(
+                student, teacher, tokens, terms, grad, kd_values, ce_values, row, shift, first_g,
+                V, num_columns, DIVERGENCE, KD_GRAD, CE_GRAD, OWN_SUM, BLOCK, GROUP, LAYOUT,
+            )  # fmt: skip
+        else:
+            _cleared_row(
+                grad, kd_values, ce_values, row, shift, first_g, num_columns, BLOCK, GROUP, LAYOUT,
+            )  # fmt: skip
+    elif len(WIDTHS) > 0:
+        hidden_error(
+            hidden, tokens, program - tokens.num, WIDTHS, ALIGNMENTS, PER_TOKEN,
+            HIDDEN_ROWS, HIDDEN_BLOCK,
+        )  # fmt: skip

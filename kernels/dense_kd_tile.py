@@ -1,0 +1,113 @@
+"""Small label sets: a [ROWS, BLOCK] tile a program, loaded once, everything in registers.
+
+Statistics, value and gradient come from the one copy on chip, so a bf16 logit costs 6 bytes
+whatever the divergence. With ROWS = 1 it also serves rows of a few thousand columns.
+"""
+# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+
+import triton
+import triton.language as tl
+
+from mkd_fast.kernels.hidden import hidden_error
+from mkd_fast.kernels.pointwise import LN2, LOG2E, logits_of, value_and_slope
+from mkd_fast.kernels.tokens import counted, weight_of_token
+
+# N tokens, V vocabulary
+
+
+@triton.jit
+def _normalised(logits, to_bits):
+    """A row's maximum, its exponentials, their sum, and log2 of the probabilities."""
+    top = tl.max(logits, 1)[:, None]
+    bits = (logits - top) * to_bits
+    exponentials = tl.exp2(bits)
+    total = tl.sum(exponentials, 1)[:, None]
+    return top, exponentials * (1.0 / total), bits - tl.log2(total), total
+
+
+@triton.jit
+def _cross_entropy(student, row, counts, logits, top, q, total, label, V: tl.constexpr,
+                   OWN_SUM: tl.constexpr):  # fmt: skip
+    """-log softmax(z)[label] (NaN where there is no such column) and the softmax."""
+    if OWN_SUM:  # T is not 1: the tempered exponentials are of no use here
+        exponentials = tl.exp2((logits - top) * LOG2E)
+        total = tl.sum(exponentials, 1)[:, None]
+        q = exponentials * (1.0 / total)
+    is_column = counts & (label >= 0) & (label < V)
+    chosen = tl.load(
+        student.logits + row * student.stride + label, mask=is_column, other=float("nan")
+    )
+    gap = tl.sum(top, 1) - logits_of(chosen, student.logit_scale)
+    return gap + tl.log2(tl.sum(total, 1)) * LN2, q
+
+
+@triton.jit
+def _store_value(values, value, row, is_row, program, PER_TOKEN: tl.constexpr):
+    """One value a token, or one sum a program."""
+    if PER_TOKEN:
+        tl.store(values + row, value, mask=is_row)
+    else:
+        tl.store(values + program, tl.sum(value))
+
+
+@triton.jit
+def _tile(
+    student, teacher, tokens, terms, grad, kd_values, ce_values, program,
+    V: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
+    DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    PER_TOKEN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    is_row = row < tokens.num
+    counts = counted(tokens, row, is_row)
+    column = tl.arange(0, BLOCK)[None, :]
+    is_read = counts[:, None] & (column < V)
+    first_s = tl.multiple_of(row * student.stride, ALIGNMENT)[:, None]
+    first_t = tl.multiple_of(row * teacher.stride, ALIGNMENT)[:, None]
+    ours = tl.load(student.logits + first_s + column, mask=is_read, other=-float("inf"))
+    theirs = tl.load(teacher.logits + first_t + column, mask=is_read, other=-float("inf"))
+    logits = tl.where(column < V, logits_of(ours, student.logit_scale), -float("inf"))
+    targets = tl.where(column < V, logits_of(theirs, teacher.logit_scale), -float("inf"))
+    top, q, log2_q, total = _normalised(logits, student.to_bits)
+    _, p, log2_p, _ = _normalised(targets, teacher.to_bits)
+    value, slope = value_and_slope(p, q, log2_p, log2_q, terms.beta, DIVERGENCE)
+    kd = tl.where(counts, tl.sum(value, 1) * (LN2 * terms.kd_scale), 0.0)
+    soft = q
+    if tokens.labels is not None:
+        label = tl.load(tokens.labels + row, mask=counts, other=0)
+        ce, soft = _cross_entropy(student, row, counts, logits, top, q, total, label, V, OWN_SUM)
+        _store_value(ce_values, tl.where(counts, ce, 0.0), row, is_row, program, PER_TOKEN)
+    _store_value(kd_values, kd, row, is_row, program, PER_TOKEN)
+    if grad is not None:
+        result = tl.zeros([ROWS, BLOCK], tl.float32)
+        if KD_GRAD:
+            result += terms.kd_slope * (slope - q * tl.sum(slope, 1)[:, None])
+        if CE_GRAD:
+            result += terms.ce_slope * (soft - (column == label[:, None]).to(tl.float32))
+        result = tl.where(is_read, result * weight_of_token(tokens), 0.0)
+        first_g = tl.multiple_of(row * COLUMNS, ALIGNMENT)[:, None]
+        is_written = is_row[:, None] & (column < COLUMNS)
+        tl.store(grad + first_g + column, result.to(grad.dtype.element_ty), mask=is_written)
+
+
+@triton.jit
+def dense_kd_tile(
+    student, teacher, tokens, terms, hidden, grad, kd_values, ce_values, num_programs,
+    V: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
+    DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    PER_TOKEN: tl.constexpr, WIDTHS: tl.constexpr, ALIGNMENTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    HIDDEN_ROWS: tl.constexpr, HIDDEN_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first num_programs programs take ROWS rows of logits each, the rest hidden states."""
+    program = tl.program_id(0)
+    if program < num_programs:
+        _tile(
+            student, teacher, tokens, terms, grad, kd_values, ce_values, program,
+            V, COLUMNS, ALIGNMENT, DIVERGENCE, KD_GRAD, CE_GRAD, OWN_SUM, PER_TOKEN, ROWS, BLOCK,
+        )  # fmt: skip
+    elif len(WIDTHS) > 0:
+        hidden_error(
+            hidden, tokens, program - num_programs, WIDTHS, ALIGNMENTS, PER_TOKEN,
+            HIDDEN_ROWS, HIDDEN_BLOCK,
+        )  # fmt: skip

@@ -1,0 +1,48 @@
+"""What one vocabulary entry adds to a divergence: the only place where divergences differ.
+
+With p and q the tempered distributions of teacher and student and x_v = z_v / T the student's
+tempered logit, any divergence D(p, q) has the gradient
+
+    dD/dx_v = q_v (g_v - sum_u q_u g_u),   g_v = dD/dq_v,
+
+because dq_u/dx_v = q_u (1[u = v] - q_v). ``slope`` is q_v g_v and ``centre`` their sum, so the
+gradient is ``slope - q * centre``; a multiple of q added to every slope cancels. A probability of
+zero contributes its limit; NaN is never masked, so that it reaches the loss.
+"""
+# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+
+import triton
+import triton.language as tl
+
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # running maxima start here: -inf - -inf is NaN
+
+
+@triton.jit
+def logits_of(stored, logit_scale):
+    """Stored logits as the loss sees them, float32."""
+    logits = stored.to(tl.float32)
+    if logit_scale is not None:
+        logits *= logit_scale
+    return logits
+
+
+@triton.jit
+def value_and_slope(p, q, log2_p, log2_q, beta, DIVERGENCE: tl.constexpr):
+    """An entry's share of D, in bits, and its ``slope``, in nats."""
+    if DIVERGENCE == "forward_kl":  # sum p log(p / q): g = -p / q
+        return tl.where(p == 0.0, 0.0, p * (log2_p - log2_q)), -p
+    elif DIVERGENCE == "reverse_kl":  # sum q log(q / p): g = log(q / p) + 1
+        value = tl.where(q == 0.0, 0.0, q * (log2_q - log2_p))
+        return value, value * LN2
+    elif DIVERGENCE == "jeffreys":
+        forward = tl.where(p == 0.0, 0.0, p * (log2_p - log2_q))
+        reverse = tl.where(q == 0.0, 0.0, q * (log2_q - log2_p))
+        return forward + reverse, reverse * LN2 - p
+    else:  # jsd, m = beta p + (1 - beta) q: g = (1 - beta) log(q / m)
+        tl.static_assert(DIVERGENCE == "jsd")
+        log2_m = tl.log2(beta * p + (1.0 - beta) * q)
+        from_p = tl.where(p == 0.0, 0.0, beta * p * (log2_p - log2_m))
+        from_q = tl.where(q == 0.0, 0.0, (1.0 - beta) * q * (log2_q - log2_m))
+        return from_p + from_q, from_q * LN2
