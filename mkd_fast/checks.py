@@ -506,6 +506,16 @@ def broken_e5_tensor(
     )
 
 
+def e5_not_finite(path: Path, name: str) -> ValueError:
+    """A weight or a scale is NaN or infinite."""
+    return _value_error(
+        "read_e5_file",
+        f"tensor {name!r} in {path} must be finite",
+        "NaN or infinity",
+        "The file is damaged.",
+    )
+
+
 def e5_tensor_missing(name: str, num_elements: int, array: Sized | None) -> ValueError:
     """The encoder needs a tensor that the file lacks."""
     fact = "none" if array is None else f"{len(array)}"

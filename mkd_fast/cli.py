@@ -1,0 +1,120 @@
+"""``mkd-fast``: the stages of a run one by one or all at once, and what this machine can do."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ParamSpec
+
+import typer
+
+from mkd_fast import checks
+
+if TYPE_CHECKING:
+    from mkd_fast.train.run import Run
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Distil large multilingual transformers into small ones.",
+)
+
+Recipe = Annotated[Path, typer.Argument(help="A TOML file; see recipes/.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting of the recipe."),
+]
+P = ParamSpec("P")
+
+
+def _reports_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Bad input ends with its message and exit code 2, Ctrl-C with 130; a bug with a traceback."""
+
+    @wraps(command)
+    def reporting(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("\nStopped. The same command goes on from the last checkpoint.", err=True)
+            raise typer.Exit(130) from None
+        except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+            if not checks.is_ours(error):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+    return reporting
+
+
+def _run(recipe: Path, settings: list[str] | None) -> "Run":
+    from mkd_fast.train.config import load
+    from mkd_fast.train.run import Run
+
+    return Run(load(recipe, _overrides(settings)))
+
+
+def _overrides(settings: list[str] | None) -> dict[str, str]:
+    pairs = [setting.partition("=") for setting in settings or []]
+    for name, equals, value in pairs:
+        if not equals:
+            raise checks.override_without_value(name)
+    return {name: value for name, _, value in pairs}
+
+
+@app.command()
+@_reports_errors
+def distill(recipe: Recipe, set_: Set = None) -> None:
+    """Run a whole recipe: data, teacher, capture, student, train, evaluate."""
+    from mkd_fast.train.distill import distill
+
+    distill(recipe, _overrides(set_))
+
+
+@app.command()
+@_reports_errors
+def capture(recipe: Recipe, set_: Set = None) -> None:
+    """Fine-tune the teacher if need be, and write its outputs to the cache."""
+    _ = _run(recipe, set_).cache
+
+
+@app.command()
+@_reports_errors
+def student(recipe: Recipe, set_: Set = None) -> None:
+    """Copy-initialise the student from the fine-tuned teacher."""
+    _ = _run(recipe, set_).copied
+
+
+@app.command()
+@_reports_errors
+def train(recipe: Recipe, set_: Set = None) -> None:
+    """Train the student, and its rival from scratch, from the cache."""
+    from mkd_fast.train.distill import train
+
+    train(_run(recipe, set_))
+
+
+@app.command()
+@_reports_errors
+def evaluate(recipe: Recipe, set_: Set = None) -> None:
+    """Score every model of the run and write the report and plots."""
+    from mkd_fast.train.distill import evaluate
+
+    evaluate(_run(recipe, set_))
+
+
+@app.command()
+@_reports_errors
+def info() -> None:
+    """Show versions, devices, and which kernels are built or why not."""
+    from mkd_fast.environment import environment
+
+    for section, entries in environment().items():
+        typer.echo(section)
+        for name, value in entries.items():
+            typer.echo(f"  {name:<14} {value}")
+
+
+def main() -> None:
+    """Entry point of ``mkd-fast``."""
+    sys.exit(app())

@@ -1,0 +1,77 @@
+"""Files that are either there whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mkd_fast import checks
+
+
+def write_atomically(path: Path, parts: Sequence[Any]) -> str:
+    """Write a file so that at any moment it is either absent (or as before) or complete.
+
+    Args:
+        path: the file; it is replaced where it exists. Its folder must exist.
+        parts: objects with the buffer interface, written one after another.
+
+    Returns:
+        sha256 of the content, in hexadecimal digits.
+
+    Raises:
+        OSError: of the class of the cause, saying how many bytes were needed and are free. No
+            partial file is left.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+                digest.update(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        needed = sum(memoryview(part).nbytes for part in parts)
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        raise checks.not_written(path, needed, free, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents; an error keeps its class and names the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise checks.folder_not_made(folder, error) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, making the folder it belongs to."""
+    make_folder(path.parent)
+    write_atomically(path, [(json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()])
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON, or None where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,264 @@
+"""Recipes: TOML read into frozen dataclasses, every key and type checked once.
+
+    config = load("recipes/home_intents.toml", {"train.epochs": "2"})
+
+The section ``[loss]`` is a LossSpec. An unknown key is refused with the nearest known one.
+"""
+
+import dataclasses
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from mkd_fast import checks
+from mkd_fast.losses.spec import LossSpec
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """``[run]``: where a run lives and its seed.
+
+    Args:
+        folder: everything the run writes, relative to the working directory.
+        seed: of shuffling, dropout and new weights.
+        device: "auto" takes a GPU where there is one.
+    """
+
+    folder: str = "runs/run"
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """``[data]``: labelled text by language.
+
+    Args:
+        source: "home_intents" (built from PyPI packages), "files" or "hub".
+        train, test: files with columns text, label, language (JSONL, CSV, Parquet), or split
+            names of the hub dataset.
+        seen: languages trained on; empty: all that the training text has.
+        unseen: languages only tested; empty: all that only the test text has.
+        hub_name, hub_config, text_column, label_column, language_column: for "hub".
+        train_per_intent, test_per_intent: for "home_intents", sentences a language and intent.
+        text_prefix: put before every text when it is tokenised ("query: " for E5 models).
+        max_length: longest sequence, in tokens.
+    """
+
+    source: Literal["home_intents", "files", "hub"] = "files"
+    train: str = ""
+    test: str = ""
+    seen: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    hub_name: str = ""
+    hub_config: str | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    language_column: str = "language"
+    train_per_intent: int = 20
+    test_per_intent: int = 8
+    text_prefix: str = ""
+    max_length: int = 128
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """``[finetune]`` (teacher) and ``[train]`` (student): one loop, so one set of choices.
+
+    Args:
+        epochs: passes over the training text.
+        batch_size: sentences a step.
+        learning_rate: the peak; warmed up linearly over ``warmup`` of the steps, then decayed
+            linearly to zero.
+        warmup: share of the steps, in [0, 1].
+        weight_decay: AdamW's, on matrices only.
+        max_grad_norm: gradients are clipped to this norm.
+        precision: "auto" is bfloat16 autocast where the device computes faster in it.
+        freeze: beginnings of parameter names that stay as they are.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between progress lines and metric rows.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    precision: Precision = "auto"
+    freeze: tuple[str, ...] = ()
+    checkpoint_every: int = 100
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """``[teacher]``: a name this package knows, a model folder, or a hub name.
+
+    Args:
+        model: what ``AutoModelForSequenceClassification`` can load.
+        finetuned: the model is a classifier of these labels already; use it as it is.
+    """
+
+    model: str = "multilingual-e5-small"
+    finetuned: bool = False
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """``[capture]``: what of the teacher's outputs goes to disk.
+
+    Args:
+        keep: "logits" or "topk:K". Hidden layers follow from ``student`` and ``loss``.
+        batch_size: sentences a forward pass.
+        shard_megabytes: a shard is closed when it has grown to this.
+    """
+
+    keep: str = "logits"
+    batch_size: int = 64
+    shard_megabytes: int = 256
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """``[student]``: what is copied from the fine-tuned teacher.
+
+    Args:
+        depth: "stride", "first", "last", "first_last", or a list of the teacher's layers.
+        num_layers: layers kept; 0: half of them.
+        vocabulary: "used" cuts the embeddings to the tokens of the training text (of every
+            language where the source has such text), "all" keeps them.
+    """
+
+    depth: str | tuple[int, ...] = "stride"
+    num_layers: int = 0
+    vocabulary: Literal["used", "all"] = "used"
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """``[scratch]``: the rival of the same size and steps that starts from random weights.
+
+    Args:
+        enabled: train it.
+        learning_rate: its own, since what suits a copy does not suit random weights.
+    """
+
+    enabled: bool = True
+    learning_rate: float = 5e-4
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """``[evaluate]``.
+
+    Args:
+        batch_size: sentences a forward pass.
+    """
+
+    batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole recipe, resolved."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    finetune: OptimConfig = field(default_factory=OptimConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    loss: LossSpec = field(default_factory=LossSpec)
+    train: OptimConfig = field(default_factory=OptimConfig)
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """Read a recipe and apply ``section.key`` overrides, whose values are TOML (or bare text).
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        ValueError: not TOML, an unknown section or key, or a value out of range.
+        TypeError: a value of the wrong type.
+    """
+    path = Path(recipe)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise checks.missing_recipe(path) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise checks.recipe_not_toml(path, error) from error
+    for name, value in (overrides or {}).items():
+        section, dot, key = name.partition(".")
+        if not (dot and key):
+            raise checks.override_without_section(name)
+        content.setdefault(section, {})[key] = _toml_value(value)
+    return from_dict(content, str(path))
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def from_dict(content: Mapping[str, Any], place: str = "recipe") -> Config:
+    """Build a Config from nested plain values, as TOML gives them."""
+    sections: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config)}
+    built = {}
+    for name, values in content.items():
+        if name not in sections:
+            raise checks.unknown_section(place, name, sections)
+        if not isinstance(values, Mapping):
+            raise checks.not_a_section(place, name)
+        built[name] = _section(sections[name], values, f"{place}: [{name}]")
+    return Config(**built)
+
+
+def _section(section: type, values: Mapping[str, Any], place: str) -> Any:
+    known: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(section)}
+    for key in values:
+        if key not in known:
+            raise checks.unknown_key(place, key, known)
+    return section(**{key: _typed(known[key], value, place, key) for key, value in values.items()})
+
+
+def _typed(kind: Any, value: Any, place: str, key: str) -> Any:
+    """The value as the field's type, or a TypeError / ValueError that names both."""
+    if get_origin(kind) in (Union, types.UnionType):
+        for option in get_args(kind):
+            try:
+                return _typed(option, value, place, key)
+            except (TypeError, ValueError):
+                continue
+        raise checks.wrong_type(place, key, kind, value)
+    if get_origin(kind) is Literal:
+        checks.one_of(place, key, value, get_args(kind))
+        return value
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise checks.wrong_type(place, key, kind, value)
+        kinds = get_args(kind)
+        repeated = kinds[0] if kinds[-1] is Ellipsis else None
+        if repeated is None and len(kinds) != len(value):
+            raise checks.wrong_type(place, key, kind, value)
+        of_each = [repeated] * len(value) if repeated is not None else kinds
+        return tuple(_typed(k, v, place, key) for k, v in zip(of_each, value, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind and not (kind is type(None) and value is None):
+        raise checks.wrong_type(place, key, kind, value)
+    return value
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values that ``json`` can write; ``resolved.json`` of a run."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,132 @@
+"""The text of a run: read or built once, then kept as plain files that a person can open."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mkd_fast import checks
+from mkd_fast.data import HubSource, LabelledText, load_text
+from mkd_fast.data.splits import normalised
+from mkd_fast.files import make_folder, read_json, write_json
+from mkd_fast.train.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a run trains on and tests.
+
+    Attributes:
+        train: in the seen languages.
+        test: in seen and unseen languages; no sentence of it occurs in ``train``.
+        vocabulary_text: unlabelled sentences, of every language where there are some, by which
+            the student's vocabulary is chosen. Never test text.
+    """
+
+    train: LabelledText
+    test: LabelledText
+    vocabulary_text: list[str]
+
+    @property
+    def num_leaked(self) -> int:
+        """Test sentences that also occur in training, letter case and spaces aside."""
+        trained_on = set(map(normalised, self.train.texts))
+        return sum(normalised(text) in trained_on for text in self.test.texts)
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Languages that are trained on."""
+        return self.train.languages_present
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Languages that are only tested."""
+        return tuple(sorted(set(self.test.languages_present) - set(self.seen)))
+
+
+def make(config: DataConfig, seed: int, label_names: Sequence[str] | None = None) -> Corpus:
+    """Build or read the text that ``[data]`` asks for.
+
+    Args:
+        config: the section.
+        seed: of the split and the sentences that are built.
+        label_names: of a teacher that is a classifier already; None takes the text's.
+    """
+    if config.source == "home_intents":
+        return _home_intents(config, seed)  # which refuses text that leaks
+    train = load_text(_source(config, config.train), label_names=label_names)
+    test = load_text(_source(config, config.test), label_names=train.label_names)
+    train = _in_languages(train, config.seen or train.languages_present)
+    unseen = config.unseen or set(test.languages_present) - set(train.languages_present)
+    test = _in_languages(test, (*train.languages_present, *unseen))
+    return Corpus(train, test, list(train.texts))
+
+
+def _home_intents(config: DataConfig, seed: int) -> Corpus:
+    from mkd_fast.data.home_intents import HomeIntentOptions, build
+
+    languages = {"seen": config.seen, "unseen": config.unseen}
+    built = build(
+        HomeIntentOptions(
+            **{name: value for name, value in languages.items() if value},
+            train_per_intent=config.train_per_intent,
+            test_per_intent=config.test_per_intent,
+            seed=seed,
+        )
+    )
+    return Corpus(built.train, built.test, built.vocabulary_text)
+
+
+def _source(config: DataConfig, part: str) -> str | HubSource:
+    if config.source == "files":
+        if not part:
+            raise checks.no_data_files()
+        return part
+    return HubSource(
+        config.hub_name,
+        config.hub_config,
+        part,
+        config.text_column,
+        config.label_column,
+        config.language_column,
+    )
+
+
+def _in_languages(text: LabelledText, languages: Sequence[str]) -> LabelledText:
+    absent = sorted(set(languages) - set(text.languages_present))
+    if absent:
+        raise checks.language_without_text(absent, text.languages_present)
+    return text.select(row for row, name in enumerate(text.languages) if name in set(languages))
+
+
+def save(corpus: Corpus, folder: Path) -> None:
+    """Write train.jsonl, test.jsonl, vocabulary.txt and labels.json; labels.json comes last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    for name in ("train", "test"):
+        _write_jsonl(getattr(corpus, name), folder / f"{name}.jsonl")
+    text = "".join(f"{sentence}\n" for sentence in corpus.vocabulary_text)
+    (folder / "vocabulary.txt").write_text(text, encoding="utf-8")
+    write_json(folder / "labels.json", list(corpus.train.label_names))
+
+
+def load(folder: Path) -> Corpus | None:
+    """What ``save`` wrote, or None where it did not come to its end."""
+    label_names = read_json(folder / "labels.json")
+    if label_names is None:
+        return None
+    return Corpus(
+        load_text(folder / "train.jsonl", label_names=label_names),
+        load_text(folder / "test.jsonl", label_names=label_names),
+        (folder / "vocabulary.txt").read_text(encoding="utf-8").splitlines(),
+    )
+
+
+def _write_jsonl(text: LabelledText, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for sentence, label, language in zip(
+            text.texts, text.labels, text.languages, strict=True
+        ):
+            row = {"text": sentence, "label": text.label_names[label], "language": language}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

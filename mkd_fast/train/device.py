@@ -1,0 +1,46 @@
+"""Which device a run takes, and in which precision it computes there."""
+
+import contextlib
+from typing import Any
+
+import torch
+
+from mkd_fast import checks
+from mkd_fast.train.config import Precision
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The named device, or with "auto" a GPU where there is one.
+
+    Raises:
+        ValueError: torch knows no such device.
+        RuntimeError: the device is not there.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways of saying no
+        raise checks.no_such_device(wanted, error) from error
+    return device
+
+
+def computes_faster_in_bfloat16(device: torch.device) -> bool:
+    """True on GPUs with bfloat16 units and on CPUs with AMX.
+
+    AVX-512 bfloat16 without AMX was measured and is not worth it for encoders this small: see
+    benchmarks/LOG.md.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bfloat16 where ``precision`` asks for it or the device is good at it."""
+    if precision == "auto":
+        precision = "bfloat16" if computes_faster_in_bfloat16(device) else "float32"
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)

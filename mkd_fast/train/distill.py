@@ -1,0 +1,62 @@
+"""The main job, in the order in which it happens."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mkd_fast.evaluate.plots import write_plots
+from mkd_fast.evaluate.report import ModelResult, results_table, write_report
+from mkd_fast.train import progress
+from mkd_fast.train.config import load
+from mkd_fast.train.run import COPIED, SCRATCH, STUDENT, TEACHER, Run
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a run made.
+
+    Attributes:
+        folder: everything it wrote: the report as Markdown, CSV and plots, metrics, the cache.
+        student: the trained student, a model folder that ``transformers`` loads.
+        results: scores, size and cost of each model.
+    """
+
+    folder: Path
+    student: Path
+    results: tuple[ModelResult, ...]
+
+
+def distill(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> DistillResult:
+    """Run a recipe: text, teacher, capture, student, training, evaluation.
+
+    Stopped at any moment and called again, it goes on from the last finished stage, and within
+    one from its last checkpoint.
+
+    Args:
+        recipe: a TOML file.
+        overrides: ``{"section.key": value}``, values as TOML text.
+    """
+    started = time.monotonic()
+    run = Run(load(recipe, overrides))
+    train(run)
+    result = evaluate(run)
+    progress.say(f"done in {time.monotonic() - started:.0f} s; everything is in {run.folder}")
+    return result
+
+
+def train(run: Run) -> None:
+    """Everything up to the trained student and, if the recipe asks for it, its rival."""
+    run.trained(STUDENT)
+    if run.config.scratch.enabled:
+        run.trained(SCRATCH)
+
+
+def evaluate(run: Run) -> DistillResult:
+    """Score every model of the run, write report and plots, and print the table."""
+    names = [TEACHER, COPIED, STUDENT] + [SCRATCH] * run.config.scratch.enabled
+    results = tuple(run.result(name) for name in names)
+    write_report(results, run.folder)
+    write_plots(results, run.metric_rows(), run.folder)
+    progress.console.print(results_table(results).to_rich())
+    return DistillResult(run.folder, run.trained(STUDENT), results)

@@ -1,0 +1,90 @@
+"""Fine-tuning a teacher, kept outside the run's folder so that every later run reuses it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from mkd_fast.data import LabelledText, tokenise
+from mkd_fast.files import read_json, write_json
+from mkd_fast.teacher.cache import fingerprint_model
+from mkd_fast.teacher.pretrained import models_folder
+from mkd_fast.train import models, progress
+from mkd_fast.train.config import Config
+from mkd_fast.train.loop import FitResult, fit
+from mkd_fast.train.tasks import LabelTask
+
+
+@dataclass(frozen=True)
+class FinetunedTeacher:
+    """Where a fine-tuned teacher and the record of its training are kept."""
+
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        """The model folder."""
+        return self.home / "model"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Rows of its training, JSONL."""
+        return self.home / "metrics.jsonl"
+
+    @property
+    def fit(self) -> FitResult:
+        """What its training cost."""
+        return FitResult(**read_json(self.home / "fit.json"))
+
+
+def finetuned_teacher(
+    model: str, text: LabelledText, config: Config, device: torch.device, name: str
+) -> FinetunedTeacher:
+    """Fine-tune a pretrained model on labelled text, or find that this was done before.
+
+    Args:
+        model: folder or hub name of the pretrained model.
+        text: what it is trained on.
+        config: ``[finetune]``, ``[data]`` (prefix, length) and ``[run]`` (seed) decide, with model
+            and text, whether an earlier teacher is the same one.
+        device: where it is trained.
+        name: in metric rows and progress lines.
+    """
+    decisive = {
+        "model": fingerprint_model(model) if Path(model).is_dir() else model,
+        "text": text.fingerprint,
+        "prefix": config.data.text_prefix,
+        "max_length": config.data.max_length,
+        "finetune": asdict(config.finetune),
+        "seed": config.run.seed,
+    }
+    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+    teacher = FinetunedTeacher(models_folder().parent / "teachers" / f"{Path(model).name}-{key}")
+    if teacher.folder.exists():
+        progress.say(f"teacher: fine-tuned before, {teacher.folder}")
+        return teacher
+    progress.say(f"teacher: fine-tuning {model}")
+    classifier = models.load_classifier(model, text.label_names, seed=config.run.seed)
+    tokenizer = models.load_tokenizer(model)
+    tokens = tokenise(
+        text,
+        tokenizer,
+        max_length=config.data.max_length,
+        text_prefix=config.data.text_prefix,
+    )
+    checkpoint_path = teacher.home / "checkpoint.pt"
+    result = fit(
+        classifier.to(device),
+        LabelTask(tokens, config.finetune.batch_size, config.run.seed),
+        config.finetune,
+        name=name,
+        checkpoint_path=checkpoint_path,
+        metrics_path=teacher.metrics_path,
+        seed=config.run.seed,
+    )
+    write_json(teacher.home / "fit.json", vars(result))
+    models.save_folder(teacher.folder, classifier.cpu(), tokenizer)
+    checkpoint_path.unlink()
+    return teacher

@@ -1,0 +1,165 @@
+"""The training loop, for teacher, student and rival alike: one function, read top to bottom.
+
+No step waits for the device: batches are made ahead by a thread and go over asynchronously, and
+whether loss and gradients are finite is decided where they are. A step that is not finite moves
+nothing, nor does any after it; the host learns of it when it next writes a line, and stops.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mkd_fast import checks
+from mkd_fast.data.batches import Batch
+from mkd_fast.losses import LossOutput
+from mkd_fast.teacher.cache import CachedBatch
+from mkd_fast.train import checkpoint, progress
+from mkd_fast.train.config import OptimConfig
+from mkd_fast.train.device import autocast
+from mkd_fast.train.prefetch import prefetch
+from mkd_fast.train.step_log import StepLog
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step needs: a batch and, when distilling, what the teacher said of it."""
+
+    batch: Batch
+    target: CachedBatch | None = None
+
+
+class Task(Protocol):
+    """What is trained for: which rows make a step, how they are read, and their loss."""
+
+    def batches(self, epoch: int) -> Sequence[Sequence[int]]:
+        """The rows of each step of an epoch; the same at every call."""
+
+    def read(self, rows: Sequence[int]) -> Step:
+        """A step, on the host. Called by a thread, ahead of its turn."""
+
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
+        """The loss of a step that is on the model's device."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished loop cost.
+
+    Attributes:
+        steps: optimizer steps.
+        tokens: real tokens seen, padding not counted.
+        seconds: in the loop, over all its resumptions.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    config: OptimConfig,
+    *,
+    name: str,
+    checkpoint_path: Path,
+    metrics_path: Path,
+    seed: int,
+) -> FitResult:
+    """Train ``model`` in place, from the last checkpoint where there is one.
+
+    Args:
+        model: on the device it is to be trained on.
+        task: steps and loss.
+        config: the choices of ``[finetune]`` or ``[train]``.
+        name: of the model, in metric rows and progress lines.
+        checkpoint_path: written every ``config.checkpoint_every`` steps and at the end.
+        metrics_path: JSONL; one row every ``config.log_every`` steps.
+        seed: of dropout.
+
+    Raises:
+        FloatingPointError: loss or gradients were not finite; names the step and its samples. No
+            parameter has moved since the step before.
+        OSError: a checkpoint could not be written; the previous one is kept.
+    """
+    torch.manual_seed(seed)
+    device = next(model.parameters()).device
+    rows = [rows for epoch in range(config.epochs) for rows in task.batches(epoch)]
+    optimizer = _optimizer(model, config)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    done = FitResult(**(checkpoint.restore(checkpoint_path, model, optimizer) or {}))
+    started = time.monotonic() - done.seconds
+    log = StepLog(metrics_path, name, done.steps, device)
+    steps = prefetch(task.read(step_rows) for step_rows in rows[done.steps :])
+    model.train()
+    with closing(steps), progress.bar(name, len(rows), done.steps) as bar:
+        for number, host_step in enumerate(log.timed(steps), start=done.steps + 1):
+            step = to_device(host_step, device)
+            with autocast(device, config.precision):
+                out = task.loss(model, step)
+            out.loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+            log.see(number, host_step.batch, out, grad_norm)
+            optimizer.found_inf = log.is_broken  # type: ignore[attr-defined]  # fused: no move
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * schedule(number, len(rows), config.warmup)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            is_last = number == len(rows)
+            if is_last or number % config.log_every == 0:
+                bar.update(number, log.write(optimizer.param_groups[0]["lr"]))
+            if is_last or number % config.checkpoint_every == 0:
+                log.check()
+                tokens = done.tokens + log.tokens
+                result = FitResult(number, tokens, time.monotonic() - started)
+                checkpoint.save(checkpoint_path, model, optimizer, vars(result))
+    model.eval()
+    return result if rows[done.steps :] else done
+
+
+T = TypeVar("T")
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """A dataclass, tuple or tensor with its tensors on the device; others as they are."""
+    if device.type == "cpu":
+        return value
+    if isinstance(value, Tensor):
+        return value.pin_memory().to(device, non_blocking=True)  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        return tuple(to_device(item, device) for item in value)  # type: ignore[return-value]
+    if hasattr(value, "__dataclass_fields__"):
+        moved = {f.name: to_device(getattr(value, f.name), device) for f in fields(value)}
+        return replace(value, **moved)  # type: ignore[type-var]
+    return value
+
+
+def schedule(step: int, total_steps: int, warmup: float) -> float:
+    """Share of the peak learning rate at a step (from 1): linear up, then linear down to zero."""
+    warmup_steps = max(1, round(warmup * total_steps))
+    if step <= warmup_steps:
+        return step / warmup_steps
+    return (total_steps - step + 1) / (total_steps - warmup_steps + 1)
+
+
+def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW; matrices decay, vectors (biases, norms) do not, frozen ones take no part."""
+    named = dict(model.named_parameters())
+    for beginning in config.freeze:
+        frozen = [name for name in named if f".{name}".find(f".{beginning}") >= 0]
+        if not frozen:
+            raise checks.nothing_to_freeze(beginning, named)
+        for name in frozen:
+            named[name].requires_grad_(False)
+    trained = [p for p in named.values() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

@@ -1,0 +1,89 @@
+"""Model folders: read quietly, written whole or not at all."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+
+from mkd_fast import checks
+from mkd_fast.files import make_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def load_classifier(
+    name: str, label_names: tuple[str, ...], *, seed: int = 0
+) -> "PreTrainedModel":
+    """A sequence classifier of these labels, in float32, with a new head where it has none.
+
+    Raises:
+        OSError, ValueError: transformers cannot load it; the message names it.
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers import logging as transformers_logging
+
+    torch.manual_seed(seed)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a new head is what is asked for
+    try:
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            num_labels=len(label_names),
+            id2label=dict(enumerate(label_names)),
+            label2id={label: number for number, label in enumerate(label_names)},
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError) as error:
+        raise checks.model_not_loaded(name, error) from error
+    finally:
+        transformers_logging.set_verbosity(before)
+    return model
+
+
+def labels_of(name: str) -> tuple[str, ...]:
+    """The labels that a classifier's config names, in the order of its logits."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name)
+    return tuple(config.id2label[number] for number in range(config.num_labels))
+
+
+def num_layers_of(name: str) -> int:
+    """Layers of a model, from its config."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(name).num_hidden_layers)
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a model."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise checks.model_not_loaded(name, error) from error
+    return tokenizer
+
+
+def save_folder(
+    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast"
+) -> None:
+    """Write model and tokenizer as ``from_pretrained`` reads them, then put the folder in place.
+
+    Raises:
+        OSError: the disk is full or not writable; no half-written folder is left.
+    """
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    make_folder(partial)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise checks.folder_not_made(folder, error) from error

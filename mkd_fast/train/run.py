@@ -1,0 +1,301 @@
+"""A run: its folder, and the stages that fill it, each made once.
+
+A stage is asked for and not called: ``run.cache()`` opens what an earlier run has finished, or
+makes it, and whatever it needs before it, from its last checkpoint.
+"""
+
+import dataclasses
+import gc
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mkd_fast import checks
+from mkd_fast.data import TokenisedText, tokenise
+from mkd_fast.data.batches import Batch, collate, evaluation_batches
+from mkd_fast.environment import environment
+from mkd_fast.evaluate.metrics import ModelScores, predict, score_languages
+from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
+from mkd_fast.files import make_folder, read_json, write_json
+from mkd_fast.student import check_same_splits, copy_with_report, scratch_like, used_token_ids
+from mkd_fast.student.depth import choose_layers
+from mkd_fast.student.tokenizer import trim_tokenizer
+from mkd_fast.teacher.cache import Fingerprints, TeacherCache, fingerprint_tokenizer
+from mkd_fast.teacher.capture import CaptureProgress, capture
+from mkd_fast.teacher.pretrained import resolve_model
+from mkd_fast.train import corpus as corpora
+from mkd_fast.train import models, progress
+from mkd_fast.train.config import Config, OptimConfig, to_dict
+from mkd_fast.train.device import choose_device
+from mkd_fast.train.finetune import FinetunedTeacher, finetuned_teacher
+from mkd_fast.train.loop import FitResult, fit
+from mkd_fast.train.tasks import DistillTask
+
+# The models of a run by the names of their folders, and what tables and plots call them.
+TEACHER, COPIED, STUDENT, SCRATCH = "teacher", "copied", "student", "scratch"
+SHOWN_AS = {
+    TEACHER: "teacher",
+    COPIED: "copied, untrained",
+    STUDENT: "trained student",
+    SCRATCH: "from scratch",
+}
+
+
+@dataclass(frozen=True)
+class EvaluationBatches:
+    """Batches of a tokenised text, longest first, as often as they are iterated over."""
+
+    text: TokenisedText
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield every row once."""
+        for rows in evaluation_batches(self.text.lengths, batch_size=self.batch_size):
+            yield collate(self.text, rows)
+
+
+class Run:
+    """One recipe's run.
+
+    Args:
+        config: the resolved recipe.
+
+    Raises:
+        ValueError: the folder holds the run of another recipe; the message names what differs.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = Path(config.run.folder)
+        self.device = choose_device(config.run.device)
+        self.metrics_path = self.folder / "metrics.jsonl"
+        self._claim_folder()
+
+    def _claim_folder(self) -> None:
+        path = self.folder / "run.json"
+        resolved = to_dict(self.config)
+        found = read_json(path)
+        if found is None:
+            make_folder(self.folder)
+            write_json(path, {"config": resolved, **environment()})
+        elif differing := _differing(found["config"], resolved):
+            raise checks.folder_of_another_run(self.folder, differing)
+
+    @cached_property
+    def corpus(self) -> corpora.Corpus:
+        """The text."""
+        folder = self.folder / "data"
+        corpus = corpora.load(folder)
+        if corpus is None:
+            progress.say("data: collecting labelled text")
+            corpus = corpora.make(self.config.data, self.config.run.seed, self._known_labels())
+            corpora.save(corpus, folder)
+        progress.say(
+            f"data: {len(corpus.train):,} training sentences in {' '.join(corpus.seen)}; "
+            f"{len(corpus.test):,} test sentences, also in {' '.join(corpus.unseen) or 'no other'}; "
+            f"{len(corpus.train.label_names)} labels"
+        )
+        if leaked := corpus.num_leaked:
+            progress.say(f"data: WARNING, {leaked:,} test sentences also occur in training")
+        return corpus
+
+    def _known_labels(self) -> tuple[str, ...] | None:
+        teacher = self.config.teacher
+        return models.labels_of(resolve_model(teacher.model)) if teacher.finetuned else None
+
+    @cached_property
+    def finetuned(self) -> FinetunedTeacher | None:
+        """The teacher this package fine-tuned; None where the recipe names one that is ready."""
+        if self.config.teacher.finetuned:
+            return None
+        model = resolve_model(self.config.teacher.model)
+        return finetuned_teacher(model, self.corpus.train, self.config, self.device, SHOWN_AS[TEACHER])
+
+    @cached_property
+    def teacher_folder(self) -> str:
+        """The fine-tuned teacher: a model folder, or the name of a hub model that is one."""
+        if self.finetuned is None:
+            return resolve_model(self.config.teacher.model)
+        return str(self.finetuned.folder)
+
+    def _tokenised(self, folder: str | Path, part: str) -> TokenisedText:
+        data = self.config.data
+        return tokenise(
+            getattr(self.corpus, part),
+            models.load_tokenizer(str(folder)),
+            max_length=data.max_length,
+            text_prefix=data.text_prefix,
+        )
+
+    @cached_property
+    def teacher_text(self) -> TokenisedText:
+        """The training text in the teacher's token ids."""
+        return self._tokenised(self.teacher_folder, "train")
+
+    @cached_property
+    def matched_layers(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of hidden states (student's, teacher's): behind each layer and its original."""
+        if not self.config.loss.hidden_weight:
+            return ()
+        num_layers = models.num_layers_of(self.teacher_folder)
+        kept = choose_layers(
+            self.config.student.depth, num_layers, self.config.student.num_layers or None
+        )
+        return tuple((ours + 1, theirs + 1) for ours, theirs in enumerate(kept))
+
+    @cached_property
+    def cache(self) -> TeacherCache:
+        """The teacher's outputs for the training text."""
+        settings = self.config.capture
+        label_names = self.corpus.train.label_names
+        teacher = models.load_classifier(self.teacher_folder, label_names).to(self.device)
+        with progress.bar("capture", len(self.teacher_text)) as bar:
+
+            def show(state: CaptureProgress) -> None:
+                bar.update(state.num_samples, f"{state.num_tokens:,} tokens")
+
+            cache = capture(
+                teacher,
+                EvaluationBatches(self.teacher_text, settings.batch_size),
+                self.folder / "cache",
+                keep=settings.keep,
+                hidden_layers=[theirs for _, theirs in self.matched_layers],
+                temperatures=(self.config.loss.resolved_teacher_temperature,),
+                fingerprints=Fingerprints(
+                    tokenizer=fingerprint_tokenizer(models.load_tokenizer(self.teacher_folder)),
+                    dataset=self.teacher_text.fingerprint,
+                ),
+                shard_bytes=settings.shard_megabytes << 20,
+                progress=show,
+            )
+        progress.say(f"capture: {cache.summary()}")
+        return cache
+
+    @cached_property
+    def copied(self) -> Path:
+        """The student as copied from the fine-tuned teacher, before any training."""
+        folder = self.folder / COPIED
+        if folder.exists():
+            return folder
+        settings = self.config.student
+        label_names = self.corpus.train.label_names
+        teacher = models.load_classifier(self.teacher_folder, label_names)
+        tokenizer = models.load_tokenizer(self.teacher_folder)
+        keep = None
+        if settings.vocabulary == "used":
+            prefix = self.config.data.text_prefix
+            texts = [prefix + text for text in self.corpus.vocabulary_text]
+            used = [self.teacher_text.ids, *tokenizer(texts)["input_ids"]]
+            full = tokenizer
+            tokenizer, token_map = trim_tokenizer(full, used_token_ids(used, full))
+            check_same_splits(full, tokenizer, [prefix + t for t in self.corpus.train.texts])
+            keep = token_map.keep_token_ids
+        student, report = copy_with_report(
+            teacher, settings.depth, settings.num_layers or None, keep_token_ids=keep
+        )
+        (self.folder / "copied.md").write_text(report.to_markdown(), encoding="utf-8")
+        models.save_folder(folder, student, tokenizer)
+        progress.say(f"student: {report}")
+        return folder
+
+    def trained(self, name: str) -> Path:
+        """The folder of a trained model: STUDENT, which starts as copied, or SCRATCH."""
+        folder = self.folder / name
+        if folder.exists():
+            return folder
+        config = self.config.train
+        model = models.load_classifier(str(self.copied), self.corpus.train.label_names)
+        if name == SCRATCH:
+            model = scratch_like(model, self.config.run.seed)
+            rate = self.config.scratch.learning_rate
+            config = dataclasses.replace(config, learning_rate=rate, freeze=())
+        result = fit(
+            model.to(self.device),
+            self._distill_task(config),
+            config,
+            name=SHOWN_AS[name],
+            checkpoint_path=self.folder / "checkpoints" / f"{name}.pt",
+            metrics_path=self.metrics_path,
+            seed=self.config.run.seed,
+        )
+        write_json(self.folder / "fits" / f"{name}.json", vars(result))
+        models.save_folder(folder, model.cpu(), models.load_tokenizer(str(self.copied)))
+        (self.folder / "checkpoints" / f"{name}.pt").unlink()
+        return folder
+
+    def _distill_task(self, config: OptimConfig) -> DistillTask:
+        cache = self.cache
+        gc.collect()  # the teacher that made it
+        return DistillTask(
+            text=self._tokenised(self.copied, "train"),
+            batch_size=config.batch_size,
+            seed=self.config.run.seed,
+            teacher_text=self.teacher_text,
+            cache=cache,
+            spec=self.config.loss,
+            matched_layers=self.matched_layers,
+        )
+
+    def model_folder(self, name: str) -> str:
+        """Where a model of the run lives, made if need be."""
+        if name == TEACHER:
+            return self.teacher_folder
+        return str(self.copied if name == COPIED else self.trained(name))
+
+    def result(self, name: str) -> ModelResult:
+        """Scores per language, size and cost of one model."""
+        path = self.folder / "scores" / f"{name}.json"
+        folder = self.model_folder(name)
+        model = models.load_classifier(folder, self.corpus.train.label_names)
+        if (scores := read_json(path)) is None:
+            text = self._tokenised(folder, "test")
+            batches = EvaluationBatches(text, self.config.evaluate.batch_size)
+            with progress.bar(f"evaluate {name}", 1) as bar:
+                found = predict(model.to(self.device), batches, self.device)
+                bar.update(1)
+            test = self.corpus.test
+            write_json(
+                path,
+                score_languages(
+                    SHOWN_AS[name],
+                    found.predicted,
+                    found.true,
+                    test.languages,
+                    seen_languages=self.corpus.seen,
+                ).to_dict(),
+            )
+            scores = read_json(path)
+        return ModelResult(
+            ModelScores.from_dict(scores),
+            count_parameters(model),
+            folder_size_bytes(Path(folder)),
+            self._train_seconds(name),
+        )
+
+    def _train_seconds(self, name: str) -> float | None:
+        if name == TEACHER:
+            return None if self.finetuned is None else self.finetuned.fit.seconds
+        fitted = read_json(self.folder / "fits" / f"{name}.json")
+        return None if fitted is None else FitResult(**fitted).seconds
+
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """Metric rows of every model trained for this run, the teacher's among them."""
+        paths = [self.metrics_path]
+        if self.finetuned is not None:
+            paths.insert(0, self.finetuned.metrics_path)
+        lines = [line for path in paths if path.exists() for line in path.open(encoding="utf-8")]
+        return [json.loads(line) for line in lines]
+
+
+def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """``section.key: was A, is B`` for each key in which two resolved recipes differ."""
+    return [
+        f"{section}.{key}: was {found.get(section, {}).get(key)!r}, is {value!r}"
+        for section, values in json.loads(json.dumps(wanted)).items()
+        for key, value in values.items()
+        if found.get(section, {}).get(key) != value
+    ]

@@ -1,0 +1,107 @@
+"""What a loop writes down of its steps, and the watch for steps that are not finite."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mkd_fast import checks
+from mkd_fast.data.batches import Batch
+from mkd_fast.files import make_folder, write_atomically
+from mkd_fast.losses import LossOutput
+
+T = TypeVar("T")
+_TERMS = ("loss", "kd", "ce", "hidden", "grad_norm")
+
+
+class StepLog:
+    """Averages over the steps between two lines, kept on the device until a line is written.
+
+    Args:
+        path: JSONL; rows of this model beyond ``done_steps`` (written by a run that was stopped
+            after its last checkpoint) are dropped.
+        model: the name in the rows.
+        done_steps: steps that a checkpoint already covers.
+        device: where losses live.
+
+    Attributes:
+        is_broken: float32 ``[]`` on the device, 1 from the first step on whose loss or gradient
+            was not finite.
+        tokens: real tokens seen.
+    """
+
+    def __init__(self, path: Path, model: str, done_steps: int, device: torch.device) -> None:
+        self._path, self._model = path, model
+        self._step = self._written_step = done_steps
+        self._sums = torch.zeros(len(_TERMS), device=device)
+        self._broken_step = torch.zeros((), dtype=torch.int64, device=device)
+        self._samples: dict[int, list[int]] = {}
+        self._wait_seconds = 0.0
+        self._tokens_before = self.tokens = 0
+        self._since = time.monotonic()
+        self.is_broken = torch.zeros((), device=device)
+        make_folder(path.parent)
+        self._drop_rows_beyond(done_steps)
+
+    def timed(self, steps: Iterable[T]) -> Iterator[T]:
+        """The same steps, noting how long each was waited for."""
+        iterator = iter(steps)
+        while True:
+            started = time.monotonic()
+            try:
+                step = next(iterator)
+            except StopIteration:
+                return
+            self._wait_seconds += time.monotonic() - started
+            yield step
+
+    def see(self, step: int, batch: Batch, out: LossOutput, grad_norm: Tensor) -> None:
+        """Take note of a step before the optimizer moves; nothing here waits for the device."""
+        terms = torch.stack([out.loss.detach(), out.kd, out.ce, out.hidden, grad_norm])
+        self._sums += terms
+        self.is_broken = torch.maximum(self.is_broken, (~terms.isfinite().all()).float())
+        is_first = (self._broken_step == 0) & (self.is_broken > 0)
+        self._broken_step = torch.where(is_first, step, self._broken_step)
+        self._step = step
+        self._samples[step] = batch.sample_ids.tolist()
+        self.tokens += int(batch.attention_mask.sum())
+
+    def check(self) -> None:
+        """Raise FloatingPointError if a step since the last check was not finite."""
+        if self.is_broken.item():
+            step = int(self._broken_step.item())
+            raise checks.not_finite(self._model, step, self._samples[step])
+        self._samples.clear()
+
+    def write(self, learning_rate: float) -> dict[str, float]:
+        """Append a row of averages, start anew, and return what a progress line shows."""
+        self.check()
+        seconds = time.monotonic() - self._since
+        means_t = self._sums / (self._step - self._written_step)
+        means = dict(zip(_TERMS, means_t.tolist(), strict=True))
+        speed = (self.tokens - self._tokens_before) / seconds
+        row = {"model": self._model, "step": self._step, **means, "learning_rate": learning_rate}
+        row |= {"tokens_per_s": speed, "wait_share": self._wait_seconds / seconds}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._sums.zero_()
+        self._written_step, self._tokens_before = self._step, self.tokens
+        self._wait_seconds, self._since = 0.0, time.monotonic()
+        shown = {name: value for name, value in means.items() if value and name != "grad_norm"}
+        return {**shown, "tokens/s": speed}
+
+    def _drop_rows_beyond(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and not self._is_beyond(line, step)]
+        if kept != lines:
+            write_atomically(self._path, kept)
+
+    def _is_beyond(self, line: bytes, step: int) -> bool:
+        row = json.loads(line)
+        return bool(row["model"] == self._model and row["step"] > step)

@@ -1,0 +1,95 @@
+"""What a model is trained for: the labels, or the teacher's outputs in a cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+from torch.nn import functional
+
+from mkd_fast.data.batches import collate, length_grouped_batches
+from mkd_fast.data.tokens import TokenisedText
+from mkd_fast.losses import LossOutput, LossSpec, kd_loss
+from mkd_fast.teacher.cache import TeacherCache
+from mkd_fast.train.loop import Step
+
+
+@dataclass(frozen=True)
+class LabelTask:
+    """Cross-entropy with the labels: fine-tuning.
+
+    Args:
+        text: what is trained on, in the model's token ids.
+        batch_size: samples a step, all of about the same length.
+        seed: of their order.
+    """
+
+    text: TokenisedText
+    batch_size: int
+    seed: int
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The rows of each step."""
+        return length_grouped_batches(
+            self.text.lengths, batch_size=self.batch_size, seed=self.seed, epoch=epoch
+        )
+
+    def read(self, rows: Sequence[int]) -> Step:
+        """The padded batch."""
+        return Step(collate(self.text, rows))
+
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
+        """Mean cross-entropy."""
+        batch = step.batch
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        loss = functional.cross_entropy(logits.float(), batch.labels)
+        nothing = loss.new_zeros(())
+        return LossOutput(loss, kd=nothing, ce=loss.detach(), hidden=nothing)
+
+
+@dataclass(frozen=True)
+class DistillTask(LabelTask):
+    """``kd_loss`` against what a teacher left in its cache.
+
+    Args:
+        teacher_text: the same text in the teacher's token ids, to compare with the cache's.
+        cache: the teacher's outputs.
+        spec: the loss.
+        matched_layers: pairs (hidden state of the student, hidden state of the teacher), as
+            ``transformers`` numbers them; none where hidden states play no part.
+    """
+
+    teacher_text: TokenisedText
+    cache: TeacherCache
+    spec: LossSpec
+    matched_layers: tuple[tuple[int, int], ...]
+
+    def read(self, rows: Sequence[int]) -> Step:
+        """The padded batch and the teacher's outputs for it."""
+        hashes = np.array([self.teacher_text.token_hash(row) for row in rows], np.uint64)
+        target = self.cache.batch(
+            rows,
+            hashes,
+            temperature=self.spec.resolved_teacher_temperature,
+            hidden_layers=[theirs for _, theirs in self.matched_layers],
+        )
+        return Step(collate(self.text, rows), target)
+
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
+        """``kd_loss`` of the batch."""
+        batch, target = step.batch, step.target
+        assert target is not None, "read() gives every step its target"
+        out = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=bool(self.matched_layers),
+        )
+        return kd_loss(
+            out.logits,
+            target.teacher,
+            batch.labels,
+            student_hidden=[out.hidden_states[ours] for ours, _ in self.matched_layers],
+            teacher_hidden=target.hidden,
+            hidden_mask=target.hidden_mask if self.matched_layers else None,
+            spec=self.spec,
+        )
