@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mkd_fast import checks
 from mkd_fast.teacher.cache.fingerprint import Fingerprints, fingerprint_model, token_hashes
 from mkd_fast.teacher.cache.format import TensorSpec
-from mkd_fast.teacher.cache.manifest import MANIFEST, Plan
+from mkd_fast.teacher.cache.manifest import MANIFEST, UNFINISHED, Plan
 from mkd_fast.teacher.cache.reader import TeacherCache
 from mkd_fast.teacher.cache.writer import Records, open_writer
 from mkd_fast.teacher.kept import LOGITS_DTYPES, kept_tensors, num_kept, tensor_specs
@@ -92,6 +92,9 @@ def capture(
     Numerics:
         log_z in float32 from the logits as the model returns them.
     """
+    checks.one_of("capture", "logits_dtype", logits_dtype, tuple(LOGITS_DTYPES))
+    checks.positive("capture", "shard_bytes", shard_bytes)
+    checks.positive("capture", "vocab_size", vocab_size)
     if device is not None:
         teacher_model.to(device)
     folder = Path(path)
@@ -109,12 +112,10 @@ def capture(
             precision=origin.precision or _precision(teacher_model, autocast),
         ),
     )
-    checks.one_of("capture", "logits_dtype", logits_dtype, tuple(LOGITS_DTYPES))
-    checks.positive("capture", "shard_bytes", shard_bytes)
-    checks.positive("capture", "vocab_size", vocab_size)
     if resume and (folder / MANIFEST).exists():
         cache = TeacherCache.open(folder)
         plan.require(cache.manifest.plan, folder)
+        (folder / UNFINISHED).unlink(missing_ok=True)  # stopped just after the manifest
         return cache
     with open_writer(folder, plan, resume=resume) as writer, _teaching(teacher_model):
         new = (b for b in map(_token_batch, batches) if not writer.skip(b.sample_ids, b.hashes))

@@ -18,7 +18,9 @@ from mkd_fast.teacher.cache.manifest import Plan
 # N rows (samples, or real tokens of a batch), V vocabulary, D width, K kept
 
 LOGITS_DTYPES = {"float32": ("F32", torch.float32), "bfloat16": ("BF16", torch.bfloat16)}
-_CHUNK_BYTES = 64 << 20  # of float32 logits at a time: large enough to fill any device
+# float32 logits worked on at a time: what a CPU keeps in its cache, what fills a GPU
+_CPU_CHUNK_BYTES = 2 << 20
+_CHUNK_BYTES = 64 << 20
 
 
 def num_kept(keep: str) -> int | None:
@@ -103,8 +105,9 @@ def _topk(
 ) -> dict[str, Tensor]:
     if rows is None:
         rows = torch.arange(len(logits_NV), device=logits_NV.device)
+    chunk_bytes = _CPU_CHUNK_BYTES if logits_NV.device.type == "cpu" else _CHUNK_BYTES
     ids, values, log_z = [], [], []
-    for chunk in torch.split(rows, max(1, _CHUNK_BYTES // (4 * logits_NV.shape[1]))):
+    for chunk in torch.split(rows, max(1, chunk_bytes // (4 * logits_NV.shape[1]))):
         z = logits_NV.index_select(0, chunk).float()
         top = z.topk(kept)
         ids.append(top.indices.to(torch.int32))

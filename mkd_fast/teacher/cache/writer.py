@@ -48,11 +48,6 @@ class Records:
     lengths: NDArray[np.int64]
     tensors: dict[str, NDArray[Any]]
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the stored tensors."""
-        return sum(rows.nbytes for rows in self.tensors.values())
-
     def crc32s(self, tensors: tuple[TensorSpec, ...]) -> NDArray[np.uint32]:
         """The checksum of each record in each tensor, ``[B, tensors]``."""
         num_samples = len(self.sample_ids)
@@ -86,6 +81,7 @@ class CacheWriter:
         self.num_samples = self.num_tokens = 0
         self._manifest: Manifest | None = None
         self._pending: list[Records] = []
+        self._pending_bytes = 0
         self._finished_ids = _NO_IDS  # of the run before, in order
         self._finished_hashes = np.empty(0, np.uint64)
         self._num_skipped = 0
@@ -141,9 +137,10 @@ class CacheWriter:
     def add(self, records: Records) -> None:
         """Take the records of one batch, and write a shard where they fill it."""
         self._pending.append(records)
+        self._pending_bytes += sum(rows.nbytes for rows in records.tensors.values())
         self.num_samples += len(records.sample_ids)
         self.num_tokens += int(records.lengths.sum())
-        if sum(batch.num_bytes for batch in self._pending) >= self.plan.shard_bytes:
+        if self._pending_bytes >= self.plan.shard_bytes:
             self._write_shard()
 
     def finish(self) -> None:
@@ -181,7 +178,7 @@ class CacheWriter:
         sha256 = write_atomically(path, [layout.header, *index, *rows])
         entry = _entry(path, layout, sha256)
         self._manifest = replace(self._manifest, shards=(*self._manifest.shards, entry))
-        self._pending = []
+        self._pending, self._pending_bytes = [], 0
 
     def _require_new(self, sample_ids: NDArray[np.int64]) -> None:
         self._sorted_ids = np.sort(np.concatenate((self._sorted_ids, sample_ids)), kind="stable")
