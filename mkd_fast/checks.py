@@ -73,7 +73,10 @@ def not_negative(function: str, argument: str, value: float) -> None:
     """Raise ValueError unless value is a finite number, zero or above."""
     if not 0.0 <= value < math.inf:
         raise _value_error(
-            function, f"{argument} must be zero or positive", repr(value), "Pass 0.0 to turn it off."
+            function,
+            f"{argument} must be zero or positive",
+            repr(value),
+            "Pass 0.0 to turn it off.",
         )
 
 
@@ -99,7 +102,9 @@ def spec_and_fields(fields: Iterable[str]) -> TypeError:
     """Both forms of the specification at once."""
     named = ", ".join(sorted(fields))
     return _type_error(
-        "kd_loss", "spec= and its fields are two forms of one thing", f"spec= and {named}",
+        "kd_loss",
+        "spec= and its fields are two forms of one thing",
+        f"spec= and {named}",
         "Put them into the spec: dataclasses.replace(spec, ...).",
     )
 
@@ -114,7 +119,9 @@ def unknown_field(name: str, known: Iterable[str]) -> TypeError:
 def not_logits(function: str, argument: str, fact: str) -> TypeError:
     """A tensor of floating-point numbers was expected."""
     return _type_error(
-        function, f"{argument} must be a floating-point tensor with a last dimension", fact,
+        function,
+        f"{argument} must be a floating-point tensor with a last dimension",
+        fact,
         "Pass the raw logits of the model.",
     )
 
@@ -122,7 +129,9 @@ def not_logits(function: str, argument: str, fact: str) -> TypeError:
 def unknown_teacher(kind: str) -> TypeError:
     """Not something that a teacher can be."""
     return _type_error(
-        "kd_loss", "teacher must be logits, SparseTeacher, SampledTeacher or TeacherHead", kind,
+        "kd_loss",
+        "teacher must be logits, SparseTeacher, SampledTeacher or TeacherHead",
+        kind,
         "Pass a tensor of logits [..., V] if there are any.",
     )
 
@@ -130,24 +139,30 @@ def unknown_teacher(kind: str) -> TypeError:
 def vocabulary_mismatch(student: int, teacher: int) -> ValueError:
     """Unequal widths of the two sides, without vocab_size."""
     return _value_error(
-        "kd_loss", f"teacher_logits must have the student's vocabulary, {student} columns",
-        str(teacher), f"Pass vocab_size={min(student, teacher)} if the rest is padding.",
+        "kd_loss",
+        f"teacher_logits must have the student's vocabulary, {student} columns",
+        str(teacher),
+        f"Pass vocab_size={min(student, teacher)} if the rest is padding.",
     )
 
 
 def vocab_size_out_of_range(vocab_size: int, columns: int) -> ValueError:
     """vocab_size names more columns than there are, or none."""
     return _value_error(
-        "kd_loss", f"vocab_size must lie in [1, {columns}], the narrower side's columns",
-        str(vocab_size), "Leave it out if every column is real.",
+        "kd_loss",
+        f"vocab_size must lie in [1, {columns}], the narrower side's columns",
+        str(vocab_size),
+        "Leave it out if every column is real.",
     )
 
 
 def leading_shape_mismatch(argument: str, wanted: Sequence[int], got: Sequence[int]) -> ValueError:
     """A tensor that does not go with the student's logits token by token."""
     return _value_error(
-        "kd_loss", f"{argument} must have the leading shape of student_logits, {tuple(wanted)}",
-        str(tuple(got)), "Reshape it, or index the tokens it belongs to.",
+        "kd_loss",
+        f"{argument} must have the leading shape of student_logits, {tuple(wanted)}",
+        str(tuple(got)),
+        "Reshape it, or index the tokens it belongs to.",
     )
 
 
@@ -159,7 +174,9 @@ def wrong_dtype(argument: str, wanted: str, got: object) -> TypeError:
 def labels_missing(ce_weight: float) -> ValueError:
     """Cross-entropy was asked for without labels."""
     return _value_error(
-        "kd_loss", "labels must be given when ce_weight is not 0", f"ce_weight={ce_weight}",
+        "kd_loss",
+        "labels must be given when ce_weight is not 0",
+        f"ce_weight={ce_weight}",
         "Pass labels, or ce_weight=0.",
     )
 
@@ -167,31 +184,39 @@ def labels_missing(ce_weight: float) -> ValueError:
 def label_out_of_range(label: int, row: int, vocab_size: int, ignore_index: int) -> ValueError:
     """A label that names no column (checked where that costs no device sync)."""
     return _value_error(
-        "kd_loss", f"labels must lie in [0, {vocab_size}) or be ignore_index={ignore_index}",
-        f"{label} at token {row}", "Set labels of tokens that do not count to ignore_index.",
+        "kd_loss",
+        f"labels must lie in [0, {vocab_size}) or be ignore_index={ignore_index}",
+        f"{label} at token {row}",
+        "Set labels of tokens that do not count to ignore_index.",
     )
 
 
 def hidden_missing(fact: str) -> ValueError:
     """One side's hidden states without the other's, or a weight without either."""
     return _value_error(
-        "kd_loss", "student_hidden and teacher_hidden go together, one tensor per matched layer",
-        fact, "Pass both, or neither and hidden_weight=0.",
+        "kd_loss",
+        "student_hidden and teacher_hidden go together, one tensor per matched layer",
+        fact,
+        "Pass both, or neither and hidden_weight=0.",
     )
 
 
 def hidden_shape_mismatch(layer: int, student: Sequence[int], teacher: Sequence[int]) -> ValueError:
     """A matched pair of layers of different shapes."""
     return _value_error(
-        "kd_loss", f"student_hidden[{layer}] must have its teacher's shape, {tuple(teacher)}",
-        str(tuple(student)), "Project the student's states first where only the widths differ.",
+        "kd_loss",
+        f"student_hidden[{layer}] must have its teacher's shape, {tuple(teacher)}",
+        str(tuple(student)),
+        "Project the student's states first where only the widths differ.",
     )
 
 
 def teacher_requires_grad(argument: str) -> ValueError:
     """The teacher never receives a gradient, and a silent detach would hide a mistake."""
     return _value_error(
-        "kd_loss", f"{argument} must not require a gradient", "requires_grad=True",
+        "kd_loss",
+        f"{argument} must not require a gradient",
+        "requires_grad=True",
         "Run the teacher under torch.no_grad(), or pass its output detached.",
     )
 
@@ -199,7 +224,9 @@ def teacher_requires_grad(argument: str) -> ValueError:
 def other_device(argument: str, wanted: object, got: object) -> ValueError:
     """A tensor on another device than the logits."""
     return _value_error(
-        "kd_loss", f"{argument} must be on the device of student_logits, {wanted}", str(got),
+        "kd_loss",
+        f"{argument} must be on the device of student_logits, {wanted}",
+        str(got),
         f"Move it with .to({str(wanted)!r}).",
     )
 
@@ -207,7 +234,9 @@ def other_device(argument: str, wanted: object, got: object) -> ValueError:
 def not_fused(reason: str) -> RuntimeError:
     """impl='fused' never falls back."""
     return _runtime_error(
-        "kd_loss", "impl='fused' needs a fused kernel for this input", reason,
+        "kd_loss",
+        "impl='fused' needs a fused kernel for this input",
+        reason,
         "Pass impl=None to take the eager path where there is none.",
     )
 
@@ -215,7 +244,9 @@ def not_fused(reason: str) -> RuntimeError:
 def second_backward() -> RuntimeError:
     """The fused gradient was handed out already."""
     return _runtime_error(
-        "kd_loss", "the fused loss keeps one gradient, for one backward pass", "a second one",
+        "kd_loss",
+        "the fused loss keeps one gradient, for one backward pass",
+        "a second one",
         "Call kd_loss again, or pass impl='eager' for retain_graph=True.",
     )
 
@@ -570,6 +601,16 @@ def package_not_fetched(package: str, version: str, detail: str) -> RuntimeError
     )
 
 
+def no_safetensors(folder: Path) -> ValueError:
+    """A fingerprint of no weights would tell no two models apart."""
+    return _value_error(
+        "fingerprint_model",
+        "a model folder must have its weights as .safetensors",
+        f"{folder} without any",
+        "Load the model and pass it, or save it anew with save_pretrained.",
+    )
+
+
 def cache_has_a_writer(folder: Path) -> RuntimeError:
     """Two writers would mix their shards."""
     return _runtime_error(
@@ -625,6 +666,16 @@ def sample_captured_twice(sample_id: int) -> ValueError:
     )
 
 
+def batch_without(kind: str, missing: Iterable[str]) -> TypeError:
+    """A batch without one of its three tensors."""
+    return _type_error(
+        "capture",
+        "a batch must have input_ids, attention_mask and sample_ids",
+        f"{kind} without {', '.join(missing)}",
+        "Pass them as attributes or as keys of a mapping.",
+    )
+
+
 def batch_shapes_differ(
     input_ids: Sequence[int], mask: Sequence[int], sample_ids: Sequence[int]
 ) -> ValueError:
@@ -664,12 +715,12 @@ def captured_vocab_too_large(vocab_size: int, columns: int) -> ValueError:
     )
 
 
-def not_teacher_logits(shape: Sequence[int]) -> ValueError:
+def not_teacher_logits(outputs: str, logits: Any) -> ValueError:
     """One row of logits per sample or per token."""
     return _value_error(
         "capture",
         "the teacher's logits must be [B, V] or [B, S, V]",
-        f"{list(shape)}",
+        f"{outputs} without logits" if logits is None else f"{list(logits.shape)}",
         "Use a model with a classification or language-model head.",
     )
 
@@ -786,9 +837,7 @@ def other_tokens(sample_id: int, stored: int, found: int) -> ValueError:
     )
 
 
-def temperature_not_cached(
-    folder: Path, temperature: float, stored: Sequence[float]
-) -> ValueError:
+def temperature_not_cached(folder: Path, temperature: float, stored: Sequence[float]) -> ValueError:
     """log_z cannot be computed from the kept logits."""
     return _value_error(
         "TeacherCache.batch",
@@ -929,8 +978,8 @@ def bad_keep_token_ids(ids: Sequence[int], num_tokens: int) -> ValueError:
     repeated = [token_id for token_id, count in Counter(ids).items() if count > 1]
     fact = f"{outside[:4]}" if outside else f"{repeated[:4]} more than once" if ids else "no ids"
     return _value_error(
-        "keep_token_ids",
-        f"ids must be distinct and lie in [0, {num_tokens}), the teacher's vocabulary",
+        "TokenMap.of",
+        f"keep_token_ids must be distinct and lie in [0, {num_tokens}), the full vocabulary",
         fact,
         "used_token_ids collects them from the tokenised text.",
     )
@@ -993,7 +1042,9 @@ def missing_recipe(path: Path) -> FileNotFoundError:
     """No file at that path."""
     return FileNotFoundError(
         _message(
-            "load", "a recipe must be a TOML file", f"{path}, which does not exist",
+            "load",
+            "a recipe must be a TOML file",
+            f"{path}, which does not exist",
             "See recipes/ for examples.",
         )
     )
@@ -1036,13 +1087,17 @@ def unknown_key(place: str, key: str, known: Iterable[str]) -> ValueError:
 def wrong_type(place: str, key: str, wanted: object, value: object) -> TypeError:
     """A value of another type."""
     name = wanted.__name__ if isinstance(wanted, type) else str(wanted)
-    return _type_error(place, f"{key} must be {name}", repr(value), "Write it as TOML: 3, 0.5, \"a\".")
+    return _type_error(
+        place, f"{key} must be {name}", repr(value), 'Write it as TOML: 3, 0.5, "a".'
+    )
 
 
 def no_such_device(wanted: str, error: Exception) -> RuntimeError:
     """A device that torch does not know or cannot reach."""
     return _runtime_error(
-        "run", "run.device must be a device of this machine", f"{wanted!r} ({error})",
+        "run",
+        "run.device must be a device of this machine",
+        f"{wanted!r} ({error})",
         'Use "auto", "cpu" or "cuda".',
     )
 
@@ -1050,7 +1105,9 @@ def no_such_device(wanted: str, error: Exception) -> RuntimeError:
 def no_data_files() -> ValueError:
     """source = "files" without files."""
     return _value_error(
-        "data", 'data.train and data.test must be given with source = "files"', "an empty path",
+        "data",
+        'data.train and data.test must be given with source = "files"',
+        "an empty path",
         "Name JSONL, CSV or Parquet files with columns text, label, language.",
     )
 
@@ -1058,7 +1115,9 @@ def no_data_files() -> ValueError:
 def language_without_text(absent: Sequence[str], present: Sequence[str]) -> ValueError:
     """A language is asked for that the text does not have."""
     return _value_error(
-        "data", f"languages must occur in the text ({', '.join(present)})", ", ".join(absent),
+        "data",
+        f"languages must occur in the text ({', '.join(present)})",
+        ", ".join(absent),
         "Correct data.seen and data.unseen, or leave them out to take what is there.",
     )
 
@@ -1067,7 +1126,9 @@ def model_not_loaded(name: str, error: Exception) -> ValueError:
     """Transformers could not load it; its own first line says why."""
     reason = str(error).strip().splitlines()[0]
     return _value_error(
-        "teacher", f"{name} must be a model that transformers can load", reason,
+        "teacher",
+        f"{name} must be a model that transformers can load",
+        reason,
         "Name a folder written by save_pretrained, or, when online, a hub model.",
     )
 
@@ -1075,7 +1136,9 @@ def model_not_loaded(name: str, error: Exception) -> ValueError:
 def folder_of_another_run(folder: Path, differing: Sequence[str]) -> ValueError:
     """A run folder belongs to one recipe."""
     return _value_error(
-        "run", f"{folder} belongs to a run of one recipe", f"another ({'; '.join(differing)})",
+        "run",
+        f"{folder} belongs to a run of one recipe",
+        f"another ({'; '.join(differing)})",
         "Pass --set run.folder=..., or remove that folder.",
     )
 
@@ -1083,7 +1146,10 @@ def folder_of_another_run(folder: Path, differing: Sequence[str]) -> ValueError:
 def nothing_to_freeze(beginning: str, names: Iterable[str]) -> ValueError:
     """A beginning that no parameter name has."""
     return _value_error(
-        "fit", "freeze must name parameters of the model", repr(beginning), _nearest(beginning, names)
+        "fit",
+        "freeze must name parameters of the model",
+        repr(beginning),
+        _nearest(beginning, names),
     )
 
 
@@ -1092,7 +1158,8 @@ def not_finite(model: str, step: int, sample_ids: Sequence[int]) -> FloatingPoin
     samples = ", ".join(map(str, sample_ids))
     return FloatingPointError(
         _message(
-            "fit", f"loss and gradients of {model} must be finite",
+            "fit",
+            f"loss and gradients of {model} must be finite",
             f"NaN or infinity at step {step}, samples {samples}",
             "No parameter moved. Look at those samples (row numbers of the training text), or "
             "lower the learning rate; the same command goes on from the last checkpoint.",
@@ -1106,7 +1173,9 @@ def not_finite(model: str, step: int, sample_ids: Sequence[int]) -> FloatingPoin
 def not_written(path: Path, needed: int, free: int, error: OSError) -> OSError:
     """The disk is full or does not let us write; class and errno of the cause are kept."""
     return _os_error_like(
-        error, "write", f"{path} must be written whole, {needed:,} bytes",
+        error,
+        "write",
+        f"{path} must be written whole, {needed:,} bytes",
         f"{error.strerror or error} with {free:,} bytes free",
         "Make room or choose another folder; what was finished is kept, and the same call goes on.",
     )
@@ -1115,7 +1184,10 @@ def not_written(path: Path, needed: int, free: int, error: OSError) -> OSError:
 def folder_not_made(folder: Path, error: Exception) -> OSError:
     """No permission, a file in the way, or a full disk."""
     return _os_error_like(
-        error, "write", f"{folder} must be a folder that can be written", str(error),
+        error,
+        "write",
+        f"{folder} must be a folder that can be written",
+        str(error),
         "Make room, or choose a folder that is yours.",
     )
 

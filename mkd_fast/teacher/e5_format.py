@@ -150,13 +150,19 @@ def _read_tensors(cursor: _Cursor) -> dict[str, npt.NDArray[np.float32]]:
             raise checks.broken_e5_tensor(cursor.path, name, kind, num_elements, num_bytes)
         data = cursor.at(start, num_bytes)
         tensors[name] = dequantise(data) if kind else np.frombuffer(data, dtype="<f4")
+        if not np.isfinite(tensors[name]).all():
+            raise checks.e5_not_finite(cursor.path, name)
     return tensors
 
 
 def dequantise(data: bytes) -> npt.NDArray[np.float32]:
-    """Turn 4-bit blocks [n * 18 bytes] into float32 weights [n * 32], as in the module's head."""
+    """Turn 4-bit blocks [n * 18 bytes] into float32 weights [n * 32], as in the module's head.
+
+    A scale that is not finite gives weights that are not.
+    """
     blocks = np.frombuffer(data, dtype=_BLOCK)
     halves = np.concatenate((blocks["halves"] & 15, blocks["halves"] >> 4), axis=1)
     weights = halves.astype(np.float32) - 8
-    weights *= blocks["scale"].astype(np.float32)[:, None]
+    with np.errstate(invalid="ignore"):
+        weights *= blocks["scale"].astype(np.float32)[:, None]
     return weights.reshape(-1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mkd_fast.data.batches import collate, evaluation_batches, length_grouped_batches
@@ -12,6 +12,7 @@ from mkd_fast.data.tokens import TokenisedText
 LENGTHS = st.lists(st.integers(1, 40), max_size=200)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 3), st.integers(0, 3))
 def test_rows_by_count(lengths, batch_size, seed, epoch):
     batches = length_grouped_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch)
@@ -20,6 +21,7 @@ def test_rows_by_count(lengths, batch_size, seed, epoch):
     assert all(len(batch) <= batch_size for batch in batches)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(40, 90), st.integers(0, 3))
 def test_rows_by_tokens(lengths, max_tokens, epoch):
     batches = length_grouped_batches(lengths, max_tokens=max_tokens, seed=0, epoch=epoch)
@@ -27,6 +29,7 @@ def test_rows_by_tokens(lengths, max_tokens, epoch):
     assert all(len(b) * max(lengths[row] for row in b) <= max_tokens for b in batches)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(40, 90))
 def test_evaluation_is_longest_first(lengths, max_tokens):
     batches = evaluation_batches(lengths, max_tokens=max_tokens)

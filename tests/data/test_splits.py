@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mkd_fast.data.splits import check_no_overlap, split_by_group, split_by_row, split_names
@@ -35,6 +35,7 @@ def test_a_pinned_split_is_the_same_in_any_process():
     assert split_names("abcdef", (0.34,), seed=0)[0] == ["d", "e"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(NAMES)), st.integers(0, 5))
 def test_groups_stay_whole_and_no_row_is_lost(groups, seed):
     parts = split_by_group(groups, (0.3, 0.2), seed=seed)

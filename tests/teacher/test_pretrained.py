@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mkd_fast.teacher import pretrained
@@ -154,6 +154,7 @@ def test_low_halves_come_before_high_ones():
     assert dequantise(block).tolist() == expected
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_cut_file_is_always_refused(tmp_path_factory, data):
     whole = e5_bytes()[0]
@@ -164,6 +165,7 @@ def test_a_cut_file_is_always_refused(tmp_path_factory, data):
         read_e5_file(path)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_head_is_read_or_refused(tmp_path_factory, data):
     whole = bytearray(e5_bytes()[0])
@@ -211,6 +213,18 @@ def test_a_directory_entry_that_contradicts_itself(tmp_path):
     at = data.index(entry) + len(entry)
     (tmp_path / "model.bin").write_bytes(data[:at] + b"\x07" + data[at + 1 :])
     with pytest.raises(ValueError, match=r"'emb\.word' in .* got dtype 7 with 384 elements"):
+        read_e5_file(tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("name", ["emb.word", "emb.pos"])
+def test_weights_that_are_not_finite(tmp_path, name):
+    data = e5_bytes()[0]
+    entry = struct.pack("<H", len(name)) + name.encode()
+    at = data.index(entry) + len(entry) + 1 + 4
+    (start,) = struct.unpack_from("<Q", data, at)
+    damaged = data[:start] + b"\xff" * 4 + data[start + 4 :]
+    (tmp_path / "model.bin").write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"tensor '{name}' in .* must be finite, got NaN"):
         read_e5_file(tmp_path / "model.bin")
 
 
