@@ -83,8 +83,8 @@ struct Terms {
 // What one instruction set offers.
 struct Kernels {
   const char* name;
-  // Terms of row n, which must count; its gradients are written.
-  Terms (*row)(const DenseKD&, int64_t n);
+  // terms[n] of the rows in [begin, end) that count, whose gradients are written.
+  void (*rows)(const DenseKD&, int64_t begin, int64_t end, Terms* terms);
   // row[0..count) *= factor
   void (*scale)(DType, void* row, int64_t count, float factor);
 };

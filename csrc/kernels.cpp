@@ -7,10 +7,14 @@
 
 namespace mkd::MKD_ISA {
 
-static Terms row(const DenseKD& op, int64_t n) {
-  Terms terms = logits_row(op, n);
-  if (op.num_layers > 0) terms.hidden = hidden_row(op, n);
-  return terms;
+static void rows(const DenseKD& op, int64_t begin, int64_t end, Terms* terms) {
+  logits_rows(op, begin, end, terms);
+  if (op.num_layers > 0) {
+    for (int64_t n = begin; n < end; ++n) {
+      if (op.counts(n)) terms[n].hidden = hidden_row(op, n);
+    }
+  }
+  if (op.stream_grad) finish_streams();
 }
 
 static void scale(DType dtype, void* row, int64_t count, float factor) {
@@ -23,6 +27,6 @@ static void scale(DType dtype, void* row, int64_t count, float factor) {
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {MKD_TEXT(MKD_ISA), row, scale};
+const Kernels kernels = {MKD_TEXT(MKD_ISA), rows, scale};
 
 }  // namespace mkd::MKD_ISA
