@@ -1,13 +1,20 @@
-"""What goes into a kernel, bundled: Triton takes named tuples of tensors and numbers.
+"""What goes into the kernels of ``dense_kd``, bundled and derived from the op's arguments.
 
-A field that is None is a constant to the compiler, so what is not asked for costs nothing.
+Triton takes named tuples of tensors and numbers. A field that is None is a constant to the
+compiler, so what is not asked for costs nothing.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # N tokens, V vocabulary, P positions of hidden states a token, D width
+
+_LOG2E = math.log2(math.e)
 
 
 class Side(NamedTuple):
@@ -31,7 +38,7 @@ class Tokens(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Constants of the loss; the slopes turn dD/dx into the gradient of a stored logit."""
+    """Constants of the loss; the slopes turn a gradient of D or CE into that of a stored logit."""
 
     beta: float
     kd_scale: float
@@ -45,7 +52,7 @@ class Layer(NamedTuple):
     student: Tensor  # [N, P, D]
     teacher: Tensor  # [N, P, D]
     grad: Tensor | None  # [N, P, D], contiguous
-    strides: tuple[int, int, int, int]  # student's token and position, teacher's
+    strides: tuple[int, int, int, int]  # the student's token and position, the teacher's
 
 
 class Hidden(NamedTuple):
@@ -53,6 +60,129 @@ class Hidden(NamedTuple):
 
     layers: tuple[Layer, ...]
     mask: Tensor | None  # bool [N, P]
-    num_positions: int  # P
+    num_positions: int  # P, 1 without layers
     slope: float  # 2 * hidden_weight / number of layers
-    errors: Tensor | None  # float32 [N * P], or one sum a program
+    errors: Tensor | None  # float32: [N * P], or one sum a program
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of the op, as its schema in losses/ops.py defines them."""
+
+    divergence: str
+    beta: float
+    temperature: float
+    teacher_temperature: float
+    logit_scale: float
+    teacher_logit_scale: float
+    kd_scale: float
+    kd_weight: float
+    ce_weight: float
+    hidden_weight: float
+    vocab_size: int
+    ignore_index: int
+    reduction: str
+    needs_grad_student: bool
+    needs_grad_hidden: bool
+
+    @property
+    def resolved_divergence(self) -> str:
+        """The divergence, with the ends of jsd as what they are defined to be."""
+        ends = {0.0: "forward_kl", 1.0: "reverse_kl"}
+        return ends.get(self.beta, "jsd") if self.divergence == "jsd" else self.divergence
+
+    def terms(self) -> Terms:
+        """The constants of the loss."""
+        tempered = self.logit_scale / self.temperature
+        return Terms(
+            beta=self.beta,
+            kd_scale=self.kd_scale,
+            kd_slope=self.kd_weight * self.kd_scale * tempered,
+            ce_slope=self.ce_weight * self.logit_scale,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The tensors of the op, as its schema defines them."""
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor | None
+    mask: Tensor | None
+    num_tokens: Tensor | None
+    student_hidden: Sequence[Tensor]
+    teacher_hidden: Sequence[Tensor]
+    hidden_mask: Tensor | None
+
+    @property
+    def num_positions(self) -> int:
+        """P, or 0 without hidden states."""
+        return self.student_hidden[0].shape[1] if self.student_hidden else 0
+
+    def sides(self, options: Options) -> tuple[Side, Side]:
+        """Student and teacher."""
+
+        def side(logits: Tensor, scale: float, temperature: float) -> Side:
+            kept_scale = None if scale == 1.0 else scale
+            return Side(logits, logits.stride(0), kept_scale, _LOG2E / temperature)
+
+        return (
+            side(self.student, options.logit_scale, options.temperature),
+            side(self.teacher, options.teacher_logit_scale, options.teacher_temperature),
+        )
+
+    def tokens(self, options: Options, denominator: Tensor | None) -> Tokens:
+        """Which tokens count, and their weight; without a denominator "mean" counts all of them."""
+        num = len(self.student)
+        is_plain_mean = options.reduction == "mean" and denominator is None
+        return Tokens(
+            num=num,
+            labels=self.labels,
+            mask=self.mask,
+            denominator=denominator,
+            weight=1.0 / max(num, 1) if is_plain_mean else 1.0,
+            ignore_index=options.ignore_index,
+        )
+
+    def hidden(self, options: Options, grads: Sequence[Tensor], errors: Tensor | None) -> Hidden:
+        """The matched layers, with where their gradients and errors go."""
+        layers = []
+        for index, (student, teacher) in enumerate(
+            zip(self.student_hidden, self.teacher_hidden, strict=True)
+        ):
+            strides = (*student.stride()[:2], *teacher.stride()[:2])
+            layers.append(Layer(student, teacher, grads[index] if grads else None, strides))
+        return Hidden(
+            layers=tuple(layers),
+            mask=self.hidden_mask,
+            num_positions=max(self.num_positions, 1),
+            slope=2.0 * options.hidden_weight / max(len(layers), 1),
+            errors=errors,
+        )
+
+
+def with_contiguous_columns(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy where its last dimension is strided."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def row_alignment(*sizes: int) -> int:
+    """The largest power of two, up to a 16-byte load of 16-bit numbers, that divides all sizes."""
+    return math.gcd(8, *sizes)
+
+
+def row_layout(inputs: Inputs, vocab_size: int) -> tuple[int, str]:
+    """GROUP and LAYOUT of dense_kd_rows.py: how rows lie to the 16 bytes of a vector load."""
+    sides = (inputs.student, inputs.teacher)
+    num_columns = inputs.student.shape[1]
+    group = 16 // min(side.element_size() for side in sides)
+    if any(side.data_ptr() % 16 or (side.stride(0) - num_columns) % group for side in sides):
+        return group, "scattered"
+    is_whole = num_columns % group == 0 and vocab_size % group == 0
+    return group, "whole" if is_whole else "shifted"
+
+
+def empty_like_contiguous(tensor: Tensor) -> Tensor:
+    """Memory for the gradient of a tensor."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)

@@ -26,19 +26,15 @@ def _normalised(logits, to_bits):
 
 
 @triton.jit
-def _cross_entropy(student, row, counts, logits, top, q, total, label, V: tl.constexpr,
-                   OWN_SUM: tl.constexpr):  # fmt: skip
-    """-log softmax(z)[label] (NaN where there is no such column) and the softmax."""
+def _cross_entropy(logits, top, q, total, is_label, OWN_SUM: tl.constexpr):
+    """-log softmax(z)[label], NaN where no column is the label's, and the softmax."""
     if OWN_SUM:  # T is not 1: the tempered exponentials are of no use here
         exponentials = tl.exp2((logits - top) * LOG2E)
         total = tl.sum(exponentials, 1)[:, None]
         q = exponentials * (1.0 / total)
-    is_column = counts & (label >= 0) & (label < V)
-    chosen = tl.load(
-        student.logits + row * student.stride + label, mask=is_column, other=float("nan")
-    )
-    gap = tl.sum(top, 1) - logits_of(chosen, student.logit_scale)
-    return gap + tl.log2(tl.sum(total, 1)) * LN2, q
+    chosen = tl.sum(tl.where(is_label, logits - top, 0.0), 1)
+    log_total = tl.sum(tl.log2(total), 1) * LN2
+    return tl.where(tl.max(is_label.to(tl.int32), 1) != 0, log_total - chosen, float("nan")), q
 
 
 @triton.jit
@@ -53,7 +49,7 @@ def _store_value(values, value, row, is_row, program, PER_TOKEN: tl.constexpr):
 @triton.jit
 def _tile(
     student, teacher, tokens, terms, grad, kd_values, ce_values, program,
-    V: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
+    V: tl.constexpr, num_columns: tl.constexpr, ALIGNMENT: tl.constexpr,
     DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
     PER_TOKEN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +71,8 @@ def _tile(
     soft = q
     if tokens.labels is not None:
         label = tl.load(tokens.labels + row, mask=counts, other=0)
-        ce, soft = _cross_entropy(student, row, counts, logits, top, q, total, label, V, OWN_SUM)
+        is_label = (column == label[:, None]) & (column < V)
+        ce, soft = _cross_entropy(logits, top, q, total, is_label, OWN_SUM)
         _store_value(ce_values, tl.where(counts, ce, 0.0), row, is_row, program, PER_TOKEN)
     _store_value(kd_values, kd, row, is_row, program, PER_TOKEN)
     if grad is not None:
@@ -83,17 +80,17 @@ def _tile(
         if KD_GRAD:
             result += terms.kd_slope * (slope - q * tl.sum(slope, 1)[:, None])
         if CE_GRAD:
-            result += terms.ce_slope * (soft - (column == label[:, None]).to(tl.float32))
+            result += terms.ce_slope * (soft - is_label.to(tl.float32))
         result = tl.where(is_read, result * weight_of_token(tokens), 0.0)
-        first_g = tl.multiple_of(row * COLUMNS, ALIGNMENT)[:, None]
-        is_written = is_row[:, None] & (column < COLUMNS)
+        first_g = tl.multiple_of(row * num_columns, ALIGNMENT)[:, None]
+        is_written = is_row[:, None] & (column < num_columns)
         tl.store(grad + first_g + column, result.to(grad.dtype.element_ty), mask=is_written)
 
 
 @triton.jit
 def dense_kd_tile(
     student, teacher, tokens, terms, hidden, grad, kd_values, ce_values, num_programs,
-    V: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
+    V: tl.constexpr, num_columns: tl.constexpr, ALIGNMENT: tl.constexpr,
     DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
     PER_TOKEN: tl.constexpr, WIDTHS: tl.constexpr, ALIGNMENTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -104,7 +101,7 @@ def dense_kd_tile(
     if program < num_programs:
         _tile(
             student, teacher, tokens, terms, grad, kd_values, ce_values, program,
-            V, COLUMNS, ALIGNMENT, DIVERGENCE, KD_GRAD, CE_GRAD, OWN_SUM, PER_TOKEN, ROWS, BLOCK,
+            V, num_columns, ALIGNMENT, DIVERGENCE, KD_GRAD, CE_GRAD, OWN_SUM, PER_TOKEN, ROWS, BLOCK,
         )  # fmt: skip
     elif len(WIDTHS) > 0:
         hidden_error(

@@ -41,9 +41,10 @@ class Launch:
     num_warps: int
 
     def run(self) -> None:
-        """Launch it on the current stream."""
-        options = {"num_warps": self.num_warps, "enable_fp_fusion": True}
-        self.kernel[(self.grid,)](**self.arguments, **options)
+        """Launch it on the current stream; a grid of nothing is not launched."""
+        if self.grid:
+            options = {"num_warps": self.num_warps, "enable_fp_fusion": True}
+            self.kernel[(self.grid,)](**self.arguments, **options)
 
 
 def dense_kd_config(num_columns: int, itemsize: int, capability: tuple[int, int]) -> LaunchConfig:
