@@ -20,7 +20,7 @@ from mkd_fast.student.report import CopiedTensor, CopyReport, PartSize
 from mkd_fast.student.structure import find_layer_list, offset_positions, padding_index
 from mkd_fast.student.vocabulary import TokenMap
 
-PARTS = ("word embeddings", "other embeddings", "layers", "head")
+PARTS = ("word embeddings", "layers", "other embeddings", "head")
 
 
 def copy_init(
@@ -76,13 +76,12 @@ def copy_with_report(
     if hidden_size not in (None, teacher_model.config.hidden_size):
         raise checks.width_copy_missing(hidden_size, teacher_model.config.hidden_size)
     list_name = find_layer_list(teacher_model, layer_list)
-    depth_of_teacher = len(teacher_model.get_submodule(list_name))  # type: ignore[arg-type]
-    layers = choose_layers(depth, depth_of_teacher, num_layers)
+    layers = choose_layers(depth, teacher_model.config.num_hidden_layers, num_layers)
     token_map = None
     if keep_token_ids is not None:
         token_map = TokenMap.of(keep_token_ids, teacher_model.config.vocab_size)
 
-    student = _empty_student(teacher_model, list_name, len(layers), token_map)
+    student = _empty_student(teacher_model, len(layers), token_map)
     sources = plan_copy(teacher_model, student, list_name, layers, token_map)
     weights = teacher_model.state_dict()
     student.load_state_dict(
@@ -134,7 +133,7 @@ def _check_copyable(teacher: PreTrainedModel) -> None:
 
 
 def _empty_student(
-    teacher: PreTrainedModel, list_name: str, num_layers: int, token_map: TokenMap | None
+    teacher: PreTrainedModel, num_layers: int, token_map: TokenMap | None
 ) -> PreTrainedModel:
     """The student's config, and the model that it describes with weights still to be filled in."""
     config = copy.deepcopy(teacher.config)
@@ -148,7 +147,7 @@ def _empty_student(
         config.max_position_embeddings += config.pad_token_id - padding_index(teacher, positions)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         student = type(teacher)(config)
-    _drop_absent_modules(student, teacher, list_name)
+    _drop_absent_modules(student, teacher)
     if teacher.can_generate() and teacher.generation_config is not None:
         student.generation_config = copy.deepcopy(teacher.generation_config)
         if token_map is not None:
@@ -157,16 +156,13 @@ def _empty_student(
     return student
 
 
-def _drop_absent_modules(
-    model: PreTrainedModel, like: PreTrainedModel, list_name: str | None = None
-) -> None:
+def _drop_absent_modules(model: PreTrainedModel, like: PreTrainedModel) -> None:
     """Set to None what `like` was built without, such as the pooler of BertModel."""
-    for name, module in like.named_modules():
-        if list_name is not None and name.startswith(f"{list_name}."):
-            continue
-        for child, present in module._modules.items():
-            if present is None:
-                setattr(model.get_submodule(name), child, None)
+    modules = dict(like.named_modules())
+    for name, _ in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if name and parent in modules and getattr(modules[parent], child, modules) is None:
+            setattr(model.get_submodule(parent), child, None)
 
 
 def _report(
@@ -196,10 +192,12 @@ def _sizes(model: PreTrainedModel, layer_list: str) -> dict[str, tuple[int, int]
     words = model.get_input_embeddings()
     word_table = next(name for name, module in model.named_modules() if module is words)
     embeddings = word_table.rpartition(".")[0]
-    prefixes = dict(zip(PARTS, (word_table, embeddings, layer_list, ""), strict=True))
+    # The first prefix that fits decides; the last one fits all.
+    prefixes = dict(zip(PARTS, (word_table, layer_list, embeddings, ""), strict=True))
     sizes = dict.fromkeys(PARTS, (0, 0))
+    weights = model.state_dict()
     for name, *_ in tied_names(model):
-        tensor = model.get_parameter_or_buffer(name)
+        tensor = weights[name]
         part = next(part for part, prefix in prefixes.items() if name.startswith(prefix))
         parameters, size = sizes[part]
         sizes[part] = (parameters + tensor.numel(), size + tensor.nbytes)

@@ -131,8 +131,8 @@ def _check_nothing_left(
     layers: tuple[int, ...],
 ) -> None:
     """Adapters and the like, which the config does not describe, must not vanish silently."""
-    num_layers = len(list(teacher.get_submodule(layer_list).children()))
-    dropped = tuple(f"{layer_list}.{i}." for i in range(num_layers) if i not in layers)
+    every = range(teacher.config.num_hidden_layers)
+    dropped = tuple(f"{layer_list}.{i}." for i in every if i not in layers)
     used = {source.name for source in sources.values()}
     left = [
         name for name in teacher.state_dict() if name not in used and not name.startswith(dropped)

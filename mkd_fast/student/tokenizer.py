@@ -196,7 +196,7 @@ def _rewrap(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> PreTraine
     """
     named = tokenizer.special_tokens_map
     settings = {name: getattr(tokenizer, name) for name in SETTINGS if hasattr(tokenizer, name)}
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         extra_special_tokens=[
             token for token in tokenizer.all_special_tokens if token not in named.values()

@@ -1,0 +1,79 @@
+"""A saved student loads in a process that has never heard of mkd_fast."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from mkd_fast.student import copy_init, trim_tokenizer, used_token_ids
+
+TEXTS = ["turn the light on", "light on"]
+LOAD = """
+import json, sys
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+torch.set_num_threads(1)
+found = {}
+for folder in sys.argv[2:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    inputs = tokenizer(json.loads(sys.argv[1]), padding=True, return_tensors="pt")
+    logits = model(**inputs).logits
+    found[folder] = [inputs["input_ids"].tolist(), logits.tolist(), model.config.id2label]
+assert not any(name.startswith("mkd_fast") for name in sys.modules)
+print(json.dumps(found))
+"""
+
+
+def tokenizer():
+    """Words and their letters as Unigram pieces: `<s> <pad> </s> <unk>` first, `<mask>` last."""
+    words = ["▁turn", "▁the", "▁light", "▁on", "▁off", "▁kitchen", "▁lamp"]
+    letters = sorted(set("".join(words)))
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *words, *letters, "<mask>"]
+    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture
+def students(make_teacher, tmp_path):
+    """A trimmed student of each family with its tokenizer, saved, and its outputs here."""
+    full = tokenizer()
+    trimmed, token_map = trim_tokenizer(full, used_token_ids(full(TEXTS)["input_ids"], full))
+    inputs = trimmed(TEXTS, padding=True, return_tensors="pt")
+    assert len(trimmed) < len(full)
+    outputs = {}
+    for family in ("BertWithPadOne", "XLMRoberta", "DistilBertWithPadOne"):
+        teacher = make_teacher(family)
+        teacher.config.id2label = {0: "on", 1: "off", 2: "dim"}
+        student = copy_init(teacher, num_layers=2, keep_token_ids=token_map.keep_token_ids)
+        folder = tmp_path / family
+        student.save_pretrained(folder)
+        trimmed.save_pretrained(folder)
+        with torch.no_grad():
+            logits = student(**inputs).logits
+        outputs[str(folder)] = [inputs["input_ids"].tolist(), logits.tolist()]
+    return outputs
+
+
+def test_a_saved_student_loads_without_mkd_fast(students, tmp_path):
+    command = [sys.executable, "-c", LOAD, json.dumps(TEXTS), *students]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(tmp_path), check=False)
+    assert ran.returncode == 0, ran.stderr
+    for folder, (input_ids, logits, labels) in json.loads(ran.stdout).items():
+        assert [input_ids, logits] == students[folder]
+        assert labels == {"0": "on", "1": "off", "2": "dim"}
