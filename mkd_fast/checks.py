@@ -715,12 +715,12 @@ def captured_vocab_too_large(vocab_size: int, columns: int) -> ValueError:
     )
 
 
-def not_teacher_logits(outputs: str, logits: Any) -> ValueError:
+def not_teacher_logits(outputs: str, shape: Sequence[int] | None) -> ValueError:
     """One row of logits per sample or per token."""
     return _value_error(
         "capture",
         "the teacher's logits must be [B, V] or [B, S, V]",
-        f"{outputs} without logits" if logits is None else f"{list(logits.shape)}",
+        f"{outputs} without logits" if shape is None else f"{list(shape)}",
         "Use a model with a classification or language-model head.",
     )
 
