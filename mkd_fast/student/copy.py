@@ -104,7 +104,7 @@ def scratch_like(student: PreTrainedModel, seed: int) -> PreTrainedModel:
     """
     config = copy.deepcopy(student.config)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # unlike torch.manual_seed, the CPU's only
         fresh = type(student)(config)
     _drop_absent_modules(fresh, student)
     nn.Module.to(fresh, device=student.device, dtype=student.dtype)
@@ -115,20 +115,15 @@ def scratch_like(student: PreTrainedModel, seed: int) -> PreTrainedModel:
 def _check_copyable(teacher: PreTrainedModel) -> None:
     if not isinstance(teacher, PreTrainedModel):
         raise checks.not_a_transformers_model(type(teacher).__name__)
-    tensors = list(teacher.state_dict().values())
-    devices = {tensor.device for tensor in tensors}
     if getattr(teacher, "is_quantized", False) or not all(
         parameter.is_floating_point() for parameter in teacher.parameters()
     ):
         raise checks.teacher_not_copyable("quantised weights", "Dequantise it first.")
-    if torch.device("meta") in devices:
+    devices = sorted({str(tensor.device) for tensor in teacher.state_dict().values()})
+    if len(devices) > 1 or "meta" in devices:
         raise checks.teacher_not_copyable(
-            "weights on the meta device", "Load it with from_pretrained, without device_map."
-        )
-    if len(devices) > 1:
-        found = ", ".join(sorted(map(str, devices)))
-        raise checks.teacher_not_copyable(
-            f"weights on {found}", "Move it to one device with .to()."
+            f"weights on {' and '.join(devices)}",
+            "Load it whole onto one device: from_pretrained without device_map.",
         )
 
 

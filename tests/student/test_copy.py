@@ -188,10 +188,10 @@ def test_what_is_no_transformers_model_is_refused(make_teacher):
 def test_weights_that_are_not_there_or_not_plain_are_refused(make_teacher):
     rule = "teacher_model must hold floating-point weights on one device, got "
     meta = make_teacher("Bert").to("meta")
-    refuse(f"{rule}weights on the meta device. Load it with from_pretrained", meta)
+    refuse(f"{rule}weights on meta. Load it whole onto one device", meta)
     mixed = make_teacher("Bert")
     mixed.classifier.to("meta")
-    refuse(f"{rule}weights on the meta device.", mixed)
+    refuse(f"{rule}weights on cpu and meta.", mixed)
     quantised = make_teacher("Bert")
     dense = quantised.classifier
     dense.weight = nn.Parameter(dense.weight.to(torch.int8), requires_grad=False)
