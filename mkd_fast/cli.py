@@ -55,18 +55,19 @@ def _run(recipe: Path, settings: list[str] | None) -> "Run":
 
 
 def _overrides(settings: list[str] | None) -> dict[str, str]:
-    pairs = [setting.partition("=") for setting in settings or []]
-    for name, equals, value in pairs:
+    overrides = {}
+    for setting in settings or []:
+        name, equals, overrides[name] = setting.partition("=")
         if not equals:
-            raise checks.override_without_value(name)
-    return {name: value for name, _, value in pairs}
+            raise checks.override_without_value(setting)
+    return overrides
 
 
 @app.command()
 @_reports_errors
 def distill(recipe: Recipe, set_: Set = None) -> None:
     """Run a whole recipe: data, teacher, capture, student, train, evaluate."""
-    from mkd_fast.train.distill import distill
+    from mkd_fast.train.stages import distill
 
     distill(recipe, _overrides(set_))
 
@@ -89,7 +90,7 @@ def student(recipe: Recipe, set_: Set = None) -> None:
 @_reports_errors
 def train(recipe: Recipe, set_: Set = None) -> None:
     """Train the student, and its rival from scratch, from the cache."""
-    from mkd_fast.train.distill import train
+    from mkd_fast.train.stages import train
 
     train(_run(recipe, set_))
 
@@ -98,7 +99,7 @@ def train(recipe: Recipe, set_: Set = None) -> None:
 @_reports_errors
 def evaluate(recipe: Recipe, set_: Set = None) -> None:
     """Score every model of the run and write the report and plots."""
-    from mkd_fast.train.distill import evaluate
+    from mkd_fast.train.stages import evaluate
 
     evaluate(_run(recipe, set_))
 

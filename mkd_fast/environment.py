@@ -27,7 +27,9 @@ def _versions() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
-    devices = {"cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"}
+    devices = {
+        "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    }
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         size = f"{properties.total_memory / 2**30:.0f} GiB"
@@ -37,7 +39,11 @@ def _devices() -> dict[str, str]:
 
 def _kernels() -> dict[str, str]:
     missing = ops.missing_kernels("cpu")
-    kernels = {"cpu (C++)": f"not built: {missing}" if missing else f"built, {ops.cpu_capability()}"}
+    kernels = {
+        "cpu (C++)": f"not built: {missing}"
+        if missing
+        else f"built, {torch.ops.mkd_fast.cpu_capability()}"
+    }
     missing = ops.missing_kernels("cuda")
     if missing:
         kernels["gpu (Triton)"] = f"none: {missing}"

@@ -30,4 +30,4 @@ def assert_within_budget(actual: Tensor, exact: Tensor, plain: Tensor, what: str
     plain_error = (plain[finite].double() - truth).abs().max().item()
     rounding = torch.finfo(actual.dtype).eps * truth.abs().max().item()
     budget = 2 * plain_error + rounding
-    assert error <= budget, f"{what}: error {error:.3e} > budget {budget:.3e} (plain {plain_error:.3e})"
+    assert error <= budget, f"{what}: {error:.3e} > {budget:.3e} (plain torch {plain_error:.3e})"

@@ -17,7 +17,7 @@ from mkd_fast.losses.spec import LossSpec
 
 
 def kl(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
-    """sum a (log a - log b); 0 where a = 0, +inf where only b = 0."""
+    """Sum a (log a - log b); 0 where a = 0, +inf where only b = 0."""
     is_event = log_a_NV > -torch.inf
     log_a_NV = torch.where(is_event, log_a_NV, 0.0)
     log_b_NV = torch.where(is_event, log_b_NV, 0.0)
@@ -38,7 +38,7 @@ def _log_mixture(log_a_NV: Tensor, log_b_NV: Tensor, share: float) -> Tensor:
 
 
 def jsd(log_p_NV: Tensor, log_q_NV: Tensor, beta: float) -> Tensor:
-    """beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649).
+    """Beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649).
 
     The two ends, where m is one of the pair and the sum is zero, are defined as the KL divergences
     that the scaled limits give.

@@ -57,6 +57,7 @@ def kd_loss(
             accumulation, data parallel).
         hidden_mask: bool ``[..., S]``, the positions that count in hidden states
             ``[..., S, D]``; all of them if None.
+        **fields: fields of LossSpec, instead of ``spec``.
 
     Returns:
         LossOutput. Where nothing counts, every value and gradient is 0.
@@ -108,7 +109,7 @@ def _spec_from_fields(fields: dict[str, Any]) -> LossSpec:
 
 
 class KDLoss(nn.Module):
-    """``kd_loss`` with its specification held: ``KDLoss(spec)(student_logits, teacher, labels)``."""
+    """``kd_loss`` with its specification held: ``KDLoss(spec)(logits, teacher, labels)``."""
 
     def __init__(self, spec: LossSpec | None = None, **fields: Any) -> None:
         super().__init__()
@@ -123,4 +124,5 @@ class KDLoss(nn.Module):
         return kd_loss(student_logits, teacher, labels, spec=self.spec, **kwargs)
 
     def extra_repr(self) -> str:
+        """Show the specification where the module is printed."""
         return repr(self.spec)

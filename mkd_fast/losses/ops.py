@@ -8,7 +8,6 @@ forward pass; backward hands the gradient out, scaled in place by the incoming o
 import functools
 from collections.abc import Sequence
 from importlib import util
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ _library.define(
 _library.define("scale_(Tensor(a!) grad, Tensor scale) -> ()")
 
 
-@torch.library.register_fake("mkd_fast::dense_kd", lib=_library)
+@torch.library.register_fake("mkd_fast::dense_kd", lib=_library)  # type: ignore[untyped-decorator]
 def _dense_kd_fake(
     student: Tensor,
     teacher: Tensor,
@@ -71,7 +70,7 @@ def _dense_kd_fake(
     return loss, kd, ce, hidden, grad_student, grad_hidden
 
 
-@torch.library.register_fake("mkd_fast::scale_", lib=_library)
+@torch.library.register_fake("mkd_fast::scale_", lib=_library)  # type: ignore[untyped-decorator]
 def _scale_fake(grad: Tensor, scale: Tensor) -> None:
     pass
 
@@ -95,11 +94,11 @@ _library.impl("scale_", _scale_triton, "CUDA")
 @functools.cache
 def load_cpp() -> str | None:
     """Load the C++ kernels; return None, or why there are none."""
-    library = next((Path(__file__).parents[1]).glob("_mkd_fast_cpu.*"), None)
+    library = util.find_spec("mkd_fast._mkd_fast_cpu")
     if library is None:
         return "the package was built without a C++ compiler or without torch at hand"
     try:
-        torch.ops.load_library(library)
+        torch.ops.load_library(library.origin)
     except OSError as error:
         return f"{library.name} does not load: {error}"
     return None
@@ -169,7 +168,7 @@ class _DenseKD(torch.autograd.Function):
         return loss, kd, ce, hidden
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.compiler.is_compiling():
             if ctx.is_spent:
@@ -186,4 +185,5 @@ class _DenseKD(torch.autograd.Function):
 
 def fused(rows: Rows, spec: LossSpec) -> LossOutput:
     """The loss of ``kd_loss`` on flattened rows through one fused op."""
-    return LossOutput(*_DenseKD.apply(rows, spec, rows.student, *rows.student_hidden))
+    outputs = _DenseKD.apply(rows, spec, rows.student, *rows.student_hidden)  # type: ignore[no-untyped-call]
+    return LossOutput(*outputs)

@@ -45,7 +45,9 @@ def _sparse(student_NV: Tensor, teacher: SparseTeacher, spec: LossSpec) -> Tenso
     num_rows, vocab_size = student_NV.shape
     log_q_NV = functional.log_softmax(student_NV / spec.temperature, -1)
     is_empty_NK = teacher.ids < 0
-    logits_NK = _transformed(teacher.logits, spec.teacher_logit_scale, spec.resolved_teacher_softcap)
+    logits_NK = _transformed(
+        teacher.logits, spec.teacher_logit_scale, spec.resolved_teacher_softcap
+    )
     log_p_NK = logits_NK / spec.resolved_teacher_temperature - teacher.log_z[:, None]
     log_p_NK = log_p_NK.to(log_q_NV.dtype).masked_fill(is_empty_NK, -torch.inf)
     kept_mass_N = log_p_NK.exp().sum(-1, keepdim=True).clamp(max=1.0)
@@ -55,7 +57,9 @@ def _sparse(student_NV: Tensor, teacher: SparseTeacher, spec: LossSpec) -> Tenso
         num_rows, vocab_size + 1, dtype=torch.bool, device=log_q_NV.device
     ).scatter(1, slots_NK, True)[:, :-1]
     if teacher.tail == "bucket":
-        lowest = torch.finfo(log_q_NV.dtype).min  # not -inf: K = V leaves no other id
+        # where K = V leaves no other id, what rounding left of r is none, and q_tail is finite
+        log_rest_N = log_rest_N.masked_fill(is_kept_NV.all(-1, keepdim=True), -torch.inf)
+        lowest = torch.finfo(log_q_NV.dtype).min
         log_q_tail_N = log_q_NV.masked_fill(is_kept_NV, lowest).logsumexp(-1, keepdim=True)
         log_q_NK = log_q_NV.gather(1, slots_NK.clamp(max=vocab_size - 1))
         return divergences.of_distributions(
@@ -96,9 +100,7 @@ def kd(rows: Rows, spec: LossSpec) -> LossOutput:
     """The loss of ``kd_loss`` on flattened rows, for any teacher but ``TeacherHead``."""
     counts_N = rows.counts()
     rows = rows.cleared(counts_N)
-    student_NV = _transformed(
-        rows.student[:, : rows.vocab_size], spec.logit_scale, spec.softcap
-    )
+    student_NV = _transformed(rows.student[:, : rows.vocab_size], spec.logit_scale, spec.softcap)
     if isinstance(rows.teacher, SparseTeacher):
         kd_N = _sparse(student_NV, rows.teacher, spec)
     elif isinstance(rows.teacher, SampledTeacher):

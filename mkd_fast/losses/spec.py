@@ -27,8 +27,9 @@ REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 class LossSpec:
     """Every choice that a distillation loss leaves open, checked once when it is made.
 
-    The loss of a token is ``kd_weight * T^2 * D(p, q) + ce_weight * CE(z_s, y) + hidden_weight * H``
-    with ``p = softmax(z_t / T_t)``, ``q = softmax(z_s / T_s)`` and natural logarithms.
+    The loss of a token is ``kd_weight * T^2 * D(p, q) + ce_weight * CE(z_s, y) +
+    hidden_weight * H`` with ``p = softmax(z_t / T_t)``, ``q = softmax(z_s / T_s)`` and natural
+    logarithms.
 
     Args:
         divergence: D; one of ``DIVERGENCES``.

@@ -1,1 +1,26 @@
-"""Running a teacher and keeping what it said."""
+"""What a teacher can hand over: running it over a text once, and keeping what it said."""
+
+from mkd_fast.teacher.cache import (
+    CachedBatch,
+    CacheSummary,
+    Fingerprints,
+    TeacherCache,
+    fingerprint_model,
+    fingerprint_tokenizer,
+    token_hashes,
+    verify,
+)
+from mkd_fast.teacher.capture import CaptureProgress, capture
+
+__all__ = [
+    "CacheSummary",
+    "CachedBatch",
+    "CaptureProgress",
+    "Fingerprints",
+    "TeacherCache",
+    "capture",
+    "fingerprint_model",
+    "fingerprint_tokenizer",
+    "token_hashes",
+    "verify",
+]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from mkd_fast.teacher.cache.reader import TeacherCache
 from mkd_fast.teacher.cache.writer import Records, open_writer
 from mkd_fast.teacher.kept import LOGITS_DTYPES, kept_tensors, num_kept, tensor_specs
 
-DEFAULT_SHARD_BYTES = 128 << 20
+DEFAULT_SHARD_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,10 @@ class _TokenBatch:
 
 def _token_batch(batch: Any) -> _TokenBatch:
     names = ("input_ids", "attention_mask", "sample_ids")
-    if isinstance(batch, Mapping):
-        input_ids, mask, sample_ids = (torch.as_tensor(batch[name]) for name in names)
-    else:
-        input_ids, mask, sample_ids = (torch.as_tensor(getattr(batch, name)) for name in names)
+    get = batch.get if isinstance(batch, Mapping) else partial(getattr, batch)
+    if missing := [name for name in names if get(name, None) is None]:
+        raise checks.batch_without(type(batch).__name__, missing)
+    input_ids, mask, sample_ids = (torch.as_tensor(get(name, None)) for name in names)
     if input_ids.shape != mask.shape or sample_ids.shape != input_ids.shape[:1]:
         raise checks.batch_shapes_differ(input_ids.shape, mask.shape, sample_ids.shape)
     real = mask.cpu().bool()
@@ -224,11 +225,11 @@ class _Launched:
     batch: _TokenBatch
     tensors: tuple[TensorSpec, ...]
     on_host: dict[str, Tensor]
-    copied: torch.cuda.Event | None
+    copied: list[torch.cuda.Event]  # one for each GPU that holds a part of the outputs
 
     def records(self) -> Records:
-        if self.copied is not None:
-            self.copied.synchronize()
+        for event in self.copied:
+            event.synchronize()
         for name, rows in self.on_host.items():
             # a logit of -inf is a probability of zero; log_z of -inf is none at all
             legal = rows != torch.inf if name.endswith("logits") else rows.isfinite()
@@ -254,9 +255,9 @@ def _launch(
             outputs = model(**inputs, **options)
         tensors = tensor_specs(plan, outputs)
         kept = kept_tensors(plan, outputs, batch.tokens.to(device, non_blocking=True))
-    on_gpu = device.type == "cuda"
-    on_host = {name: rows.to("cpu", non_blocking=on_gpu) for name, rows in kept.items()}
-    copied = torch.cuda.current_stream(device).record_event() if on_gpu else None
+    gpus = {rows.device for rows in kept.values() if rows.is_cuda}
+    on_host = {n: rows.to("cpu", non_blocking=rows.is_cuda) for n, rows in kept.items()}
+    copied = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
     return _Launched(batch, tensors, on_host, copied)
 
 

@@ -42,11 +42,12 @@ def tensor_specs(plan: Plan, outputs: Any) -> tuple[TensorSpec, ...]:
             where the plan asks for layers.
 
     Raises:
-        ValueError: the plan asks for more columns or layers than there are.
+        ValueError: there are no logits of such a shape, or fewer columns than the plan asks for.
     """
-    logits = outputs.logits
-    if logits.ndim not in (2, 3):
-        raise checks.not_teacher_logits(tuple(logits.shape))
+    logits = getattr(outputs, "logits", None)
+    if logits is None or logits.ndim not in (2, 3):
+        shape = None if logits is None else logits.shape
+        raise checks.not_teacher_logits(type(outputs).__name__, shape)
     axis = "sample" if logits.ndim == 2 else "token"
     vocab_size = plan.vocab_size or logits.shape[-1]
     if vocab_size > logits.shape[-1]:

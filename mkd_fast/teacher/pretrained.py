@@ -186,7 +186,7 @@ def tokenizer_of(
     settings["model"]["vocab"] = list(zip(pieces, tokenizer.scores, strict=True))
     for added in settings["added_tokens"]:
         added["id"] = pieces.index(added["content"])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  
         tokenizer_object=Tokenizer.from_str(json.dumps(settings)),
         bos_token=pieces[tokenizer.bos_id],
         eos_token=pieces[tokenizer.eos_id],

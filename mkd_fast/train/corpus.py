@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mkd_fast import checks
@@ -66,15 +66,16 @@ def make(config: DataConfig, seed: int, label_names: Sequence[str] | None = None
 def _home_intents(config: DataConfig, seed: int) -> Corpus:
     from mkd_fast.data.home_intents import HomeIntentOptions, build
 
-    languages = {"seen": config.seen, "unseen": config.unseen}
-    built = build(
-        HomeIntentOptions(
-            **{name: value for name, value in languages.items() if value},
-            train_per_intent=config.train_per_intent,
-            test_per_intent=config.test_per_intent,
-            seed=seed,
-        )
+    options = HomeIntentOptions(
+        train_per_intent=config.train_per_intent,
+        test_per_intent=config.test_per_intent,
+        seed=seed,
     )
+    if config.seen:
+        options = replace(options, seen=config.seen)
+    if config.unseen:
+        options = replace(options, unseen=config.unseen)
+    built = build(options)
     return Corpus(built.train, built.test, built.vocabulary_text)
 
 
@@ -125,8 +126,6 @@ def load(folder: Path) -> Corpus | None:
 
 def _write_jsonl(text: LabelledText, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for sentence, label, language in zip(
-            text.texts, text.labels, text.languages, strict=True
-        ):
+        for sentence, label, language in zip(text.texts, text.labels, text.languages, strict=True):
             row = {"text": sentence, "label": text.label_names[label], "language": language}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -76,7 +76,7 @@ def finetuned_teacher(
     )
     checkpoint_path = teacher.home / "checkpoint.pt"
     result = fit(
-        classifier.to(device),
+        models.to_device(classifier, device),
         LabelTask(tokens, config.finetune.batch_size, config.run.seed),
         config.finetune,
         name=name,

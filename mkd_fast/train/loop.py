@@ -8,7 +8,7 @@ nothing, nor does any after it; the host learns of it when it next writes a line
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -96,7 +96,7 @@ def fit(
     done = FitResult(**(checkpoint.restore(checkpoint_path, model, optimizer) or {}))
     started = time.monotonic() - done.seconds
     log = StepLog(metrics_path, name, done.steps, device)
-    steps = prefetch(task.read(step_rows) for step_rows in rows[done.steps :])
+    steps = prefetch(task.read, rows[done.steps :])
     model.train()
     with closing(steps), progress.bar(name, len(rows), done.steps) as bar:
         for number, host_step in enumerate(log.timed(steps), start=done.steps + 1):
@@ -134,9 +134,9 @@ def to_device(value: T, device: torch.device) -> T:
         return value.pin_memory().to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(value, tuple):
         return tuple(to_device(item, device) for item in value)  # type: ignore[return-value]
-    if hasattr(value, "__dataclass_fields__"):
+    if is_dataclass(value) and not isinstance(value, type):
         moved = {f.name: to_device(getattr(value, f.name), device) for f in fields(value)}
-        return replace(value, **moved)  # type: ignore[type-var]
+        return replace(value, **moved)
     return value
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-def load_classifier(
-    name: str, label_names: tuple[str, ...], *, seed: int = 0
-) -> "PreTrainedModel":
+def load_classifier(name: str, label_names: tuple[str, ...], *, seed: int = 0) -> "PreTrainedModel":
     """A sequence classifier of these labels, in float32, with a new head where it has none.
 
     Raises:
@@ -51,6 +49,12 @@ def labels_of(name: str) -> tuple[str, ...]:
     return tuple(config.id2label[number] for number in range(config.num_labels))
 
 
+def to_device(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel":
+    """Move a model; transformers' own ``to`` is typed for something else."""
+    torch.nn.Module.to(model, device)
+    return model
+
+
 def num_layers_of(name: str) -> int:
     """Layers of a model, from its config."""
     from transformers import AutoConfig
@@ -63,10 +67,9 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(name)
+        return cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise checks.model_not_loaded(name, error) from error
-    return tokenizer
 
 
 def save_folder(

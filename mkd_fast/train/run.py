@@ -94,9 +94,10 @@ class Run:
             progress.say("data: collecting labelled text")
             corpus = corpora.make(self.config.data, self.config.run.seed, self._known_labels())
             corpora.save(corpus, folder)
+        unseen = " ".join(corpus.unseen) or "no other"
         progress.say(
             f"data: {len(corpus.train):,} training sentences in {' '.join(corpus.seen)}; "
-            f"{len(corpus.test):,} test sentences, also in {' '.join(corpus.unseen) or 'no other'}; "
+            f"{len(corpus.test):,} test sentences, also in {unseen}; "
             f"{len(corpus.train.label_names)} labels"
         )
         if leaked := corpus.num_leaked:
@@ -113,7 +114,9 @@ class Run:
         if self.config.teacher.finetuned:
             return None
         model = resolve_model(self.config.teacher.model)
-        return finetuned_teacher(model, self.corpus.train, self.config, self.device, SHOWN_AS[TEACHER])
+        return finetuned_teacher(
+            model, self.corpus.train, self.config, self.device, SHOWN_AS[TEACHER]
+        )
 
     @cached_property
     def teacher_folder(self) -> str:
@@ -152,7 +155,7 @@ class Run:
         """The teacher's outputs for the training text."""
         settings = self.config.capture
         label_names = self.corpus.train.label_names
-        teacher = models.load_classifier(self.teacher_folder, label_names).to(self.device)
+        teacher = models.load_classifier(self.teacher_folder, label_names)
         with progress.bar("capture", len(self.teacher_text)) as bar:
 
             def show(state: CaptureProgress) -> None:
@@ -169,10 +172,16 @@ class Run:
                     tokenizer=fingerprint_tokenizer(models.load_tokenizer(self.teacher_folder)),
                     dataset=self.teacher_text.fingerprint,
                 ),
+                device=self.device,
                 shard_bytes=settings.shard_megabytes << 20,
                 progress=show,
             )
-        progress.say(f"capture: {cache.summary()}")
+        summary = cache.summary()
+        parts = ", ".join(f"{part} {size:,.0f}" for part, size in summary.bytes_per_token.items())
+        progress.say(
+            f"capture: {summary.num_samples:,} samples, {summary.num_tokens:,} tokens, "
+            f"{summary.num_bytes / 1e6:,.0f} MB; bytes a token: {parts}"
+        )
         return cache
 
     @cached_property
@@ -199,7 +208,12 @@ class Run:
         )
         (self.folder / "copied.md").write_text(report.to_markdown(), encoding="utf-8")
         models.save_folder(folder, student, tokenizer)
-        progress.say(f"student: {report}")
+        before = sum(part.parameters_before for part in report.parts)
+        after = sum(part.parameters_after for part in report.parts)
+        progress.say(
+            f"student: layers {' '.join(map(str, report.layers))} of the teacher, "
+            f"{after:,} of its {before:,} parameters (copied.md: where each tensor came from)"
+        )
         return folder
 
     def trained(self, name: str) -> Path:
@@ -214,7 +228,7 @@ class Run:
             rate = self.config.scratch.learning_rate
             config = dataclasses.replace(config, learning_rate=rate, freeze=())
         result = fit(
-            model.to(self.device),
+            models.to_device(model, self.device),
             self._distill_task(config),
             config,
             name=SHOWN_AS[name],
@@ -255,7 +269,7 @@ class Run:
             text = self._tokenised(folder, "test")
             batches = EvaluationBatches(text, self.config.evaluate.batch_size)
             with progress.bar(f"evaluate {name}", 1) as bar:
-                found = predict(model.to(self.device), batches, self.device)
+                found = predict(models.to_device(model, self.device), batches, self.device)
                 bar.update(1)
             test = self.corpus.test
             write_json(

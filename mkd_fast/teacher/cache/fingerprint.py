@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,18 @@ def fingerprint_model(model: Any) -> str:
 
     Returns:
         64 hexadecimal digits.
+
+    Raises:
+        ValueError: the folder holds no safetensors file.
     """
     if isinstance(model, (str, Path)):
         from transformers import AutoConfig
 
+        paths = sorted(Path(model).glob("*.safetensors"))
+        if not paths:
+            raise checks.no_safetensors(Path(model))
         config: Any = AutoConfig.from_pretrained(model)
-        weights = _weights_in(Path(model))
+        weights = _weights_in(paths)
     else:
         config = model.config
         tied = set(getattr(model, "all_tied_weights_keys", ()))
@@ -68,10 +74,10 @@ def fingerprint_model(model: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _weights_in(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _weights_in(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in paths:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 yield name, file.get_tensor(name)

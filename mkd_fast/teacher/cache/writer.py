@@ -128,7 +128,7 @@ class CacheWriter:
     def begin(self, tensors: tuple[TensorSpec, ...]) -> None:
         """Say what will be stored, before the first ``add``; write the plan if it is new."""
         if self._manifest is None:
-            self._manifest = Manifest(self.plan, tensors)
+            self._manifest = Manifest.of_capture(self.plan, tensors)
             write_atomically(self.folder / UNFINISHED, [self._manifest.to_bytes()])
         elif tensors != self._manifest.tensors:
             stored = self._manifest.tensors
