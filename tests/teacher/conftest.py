@@ -64,7 +64,7 @@ def echo() -> Echo:
     return Echo()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_batches() -> Callable[..., list[TokenBatch]]:
     """Batches of random tokens: every sample has 1 to ``longest`` tokens, padded on one side."""
 

@@ -1,5 +1,6 @@
 """What the cache returns is what a plain forward pass returns."""
 
+import re
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -175,7 +176,7 @@ def test_resume_false_captures_anew(tmp_path, echo, make_batches):
     ("change", "message"),
     [
         ({"keep": "topk:2"}, "keep ('topk:2',), got keep ('logits',)"),
-        ({"shard_bytes": 7}, "shard_bytes 7, got shard_bytes 134217728"),
+        ({"shard_bytes": 7}, "shard_bytes 7, got shard_bytes 268435456"),
         (
             {"fingerprints": replace(ORIGIN, dataset="novels")},
             "dataset 'novels', got dataset 'random'",
@@ -232,6 +233,8 @@ def test_batches_that_make_no_sense(tmp_path, echo, make_batches):
         capture(echo, [good, good], tmp_path / "twice", **options)
     with pytest.raises(ValueError, match=r"a batch must have input_ids \[B, S\]"):
         capture(echo, [replace(good, sample_ids=good.sample_ids[:2])], tmp_path / "c", **options)
+    with pytest.raises(TypeError, match=r"got dict without attention_mask, sample_ids\."):
+        capture(echo, [{"input_ids": good.input_ids}], tmp_path / "d", **options)
 
 
 @pytest.mark.parametrize(
@@ -246,9 +249,17 @@ def test_outputs_that_are_not_finite_are_not_stored(tmp_path, echo, make_batches
     assert str(batches[0].sample_ids.tolist()) in str(caught.value)
 
 
-def test_logits_of_another_rank_are_refused(tmp_path, echo, make_batches):
-    echo.forward = lambda input_ids, attention_mask: SimpleNamespace(logits=torch.zeros(4))
-    with pytest.raises(ValueError, match=r"must be \[B, V\] or \[B, S, V\], got \[4\]"):
+@pytest.mark.parametrize(
+    ("outputs", "fact"),
+    [
+        (SimpleNamespace(logits=torch.zeros(4)), "[4]"),
+        (SimpleNamespace(last_hidden_state=None), "SimpleNamespace without logits"),
+    ],
+)
+def test_outputs_that_are_no_logits(tmp_path, echo, make_batches, outputs, fact):
+    echo.forward = lambda input_ids, attention_mask: outputs
+    message = f"the teacher's logits must be [B, V] or [B, S, V], got {fact}"
+    with pytest.raises(ValueError, match=re.escape(message)):
         capture(echo, make_batches(), tmp_path / "cache", keep="logits", fingerprints=ORIGIN)
 
 

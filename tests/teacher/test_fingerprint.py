@@ -42,6 +42,12 @@ def test_a_model_changes_with_weights_names_and_config(classifier):
     assert fingerprint_model(copy.deepcopy(classifier)) == original
 
 
+def test_a_folder_without_weights_has_no_fingerprint(tmp_path, classifier):
+    classifier.config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"must have its weights as .safetensors, got .* without"):
+        fingerprint_model(tmp_path)
+
+
 def words(*pieces: str, **options: str) -> PreTrainedTokenizerFast:
     model = WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=pieces[0])
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **options)
