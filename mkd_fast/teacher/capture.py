@@ -61,7 +61,7 @@ def capture(
 
     Args:
         teacher_model: called with ``input_ids`` and ``attention_mask``; returns ``logits``
-            ``[B, V]`` (one record row per sample) or ``[B, S, V]`` (one per token), and
+            ``[B, V]`` (one row per sample) or ``[B, S, V]`` (one per token), and
             ``hidden_states`` if asked. It runs in evaluation mode without gradients.
         batches: the same batches in the same order whenever they are iterated: objects or
             mappings with ``input_ids`` ``[B, S]``, ``attention_mask`` ``[B, S]`` and
@@ -231,9 +231,9 @@ class _Launched:
         for event in self.copied:
             event.synchronize()
         for name, rows in self.on_host.items():
-            # a logit of -inf is a probability of zero; log_z of -inf is none at all
-            legal = rows != torch.inf if name.endswith("logits") else rows.isfinite()
-            if not (legal & ~rows.isnan()).all():
+            # a logit of -inf is a legal probability of zero
+            illegal = rows.isnan() | (rows == torch.inf) if "logits" in name else ~rows.isfinite()
+            if illegal.any():
                 raise checks.teacher_not_finite(name, self.batch.sample_ids.tolist())
         arrays = {name: _as_array(rows) for name, rows in self.on_host.items()}
         batch = self.batch

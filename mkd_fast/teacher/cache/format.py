@@ -9,7 +9,8 @@ A shard is one safetensors file: its header, then the index, then the stored ten
     <name>                [samples | tokens, width]   as the manifest says
 
 The header is a function of the counts, the manifest's digest and the CRC of the index. A reader
-builds the header it expects and compares bytes, and a file has exactly one right size.
+builds the header it expects and compares bytes, and a file has exactly one right size. Another
+kind of target is another tensor in the manifest; older caches are read as before.
 """
 
 import json

@@ -96,8 +96,9 @@ class CacheWriter:
         self.plan.require(manifest.plan, self.folder)
         shards = _whole_shards(self.folder, manifest)
         entries = tuple(_entry(shard.path, shard.layout, shard.sha256()) for shard in shards)
+        whole = {entry.file for entry in entries}
         for path in self.folder.glob("shard-*.safetensors"):
-            if path.name not in {entry.file for entry in entries}:
+            if path.name not in whole:
                 path.unlink()
         self._manifest = replace(manifest, shards=entries)
         self.num_samples = sum(entry.samples for entry in entries)
