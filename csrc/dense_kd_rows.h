@@ -70,8 +70,7 @@ class Sweeps {
     Terms terms;
     if constexpr (D::kNeedsValueSweep) {
       f.share = static_cast<float>(op.beta);
-      f.log2_z_s = static_cast<float>(::log2(sums.z_s));
-      f.log2_z_t = static_cast<float>(::log2(sums.z_t));
+      f.normalise(sums);
       terms.kd = value_sweep(row);
     } else {
       terms.kd = D::value(sums, f);
@@ -157,13 +156,22 @@ class Sweeps {
     sums.z_ce *= ::exp2(-rise_s * kLog2E);
   }
 
+  // Runs are short enough for float: what they leave is added up in double.
   template <Label kLabel>
   void add_to_sums(Row& row, int size) const {
+    constexpr int kRun = 32 * Vec::kLanes;
+    for (int begin = 0; begin < size; begin += kRun) {
+      add_run<kLabel>(row, begin, begin + kRun < size ? begin + kRun : size);
+    }
+  }
+
+  template <Label kLabel>
+  void add_run(Row& row, int begin, int end) const {
     RowSums& sums = row.sums;
     const Vec reference_s = all(reference(sums.max_s)), reference_t = all(reference(sums.max_t));
     const Vec zero = all(0.0f);
     Vec z_s = zero, z_t = zero, z_ce = zero, cross_t = zero, cross_s = zero;
-    for (int i = 0; i < size; i += Vec::kLanes) {
+    for (int i = begin; i < end; i += Vec::kLanes) {
       const Vec above_s = load(row.s + i) - reference_s;
       const Vec t_s = above_s * all(rate_s);
       const Vec t_t = (load(row.t + i) - reference_t) * all(rate_t);

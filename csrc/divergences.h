@@ -25,16 +25,29 @@ struct RowSums {
 // The factors of one row, as the sweeps multiply by them.
 struct RowFactors {
   float inverse_z_s, inverse_z_t;
-  float log2_z_s, log2_z_t;
-  float weight;         // of the kd gradient
-  float share;          // beta
-  float centre, slope;  // of the KL family and of those with a value sweep: see there
+  float exponent_s, exponent_t;       // Z = 2^exponent / rest, so that no logarithm of Z is rounded
+  float rest_s, rest_t, tilt;         // tilt = log2(rest_t / rest_s)
+  float weight;                       // of the kd gradient
+  float share;                        // beta
+  float centre_whole, centre, slope;  // of reverse_kl, and of those with a value sweep: see there
+
+  // Fill in what a value sweep takes to make probabilities of t_s and t_t.
+  void normalise(const RowSums& sums) {
+    const double log2_z_s = ::log2(sums.z_s), log2_z_t = ::log2(sums.z_t);
+    const double whole_s = ::rint(log2_z_s), whole_t = ::rint(log2_z_t);
+    exponent_s = static_cast<float>(whole_s);
+    exponent_t = static_cast<float>(whole_t);
+    rest_s = static_cast<float>(::exp2(whole_s) / sums.z_s);
+    rest_t = static_cast<float>(::exp2(whole_t) / sums.z_t);
+    tilt = static_cast<float>((whole_t - log2_z_t) - (whole_s - log2_z_s));
+  }
 };
 
 // forward_kl, reverse_kl, their sum (jeffreys), or neither:
 //   sum p (log p - log q) = ln2 sum(e_t (t_t - t_s)) / Z_t - ln Z_t + ln Z_s      gradient q - p
 //   sum q (log q - log p) = ln2 sum(e_s (t_s - t_t)) / Z_s - ln Z_s + ln Z_t      gradient
-//       q (log q - log p - D) = q (ln2 (t_s - t_t) + centre),  centre = ln(Z_t / Z_s) - D
+//       q (log q - log p - D) = ln2 q (t_s - t_t + centre),  centre = log2(Z_t / Z_s) - D / ln2
+// centre is added as a whole number and a small rest: rounding it would shift every column alike.
 // Values come out of the first sweep alone.
 template <bool kForward, bool kReverse>
 struct KL {
@@ -47,7 +60,9 @@ struct KL {
     if constexpr (kForward) total += kLn2 * sums.cross_t / sums.z_t - log_ratio;
     if constexpr (kReverse) {
       const double reverse = kLn2 * sums.cross_s / sums.z_s + log_ratio;
-      factors.centre = static_cast<float>(factors.weight * (log_ratio - reverse));
+      const double centre = (log_ratio - reverse) / kLn2;
+      factors.centre_whole = static_cast<float>(::rint(centre));
+      factors.centre = static_cast<float>(centre - ::rint(centre));
       factors.slope = static_cast<float>(factors.weight * kLn2);
       total += reverse;
     }
@@ -60,11 +75,12 @@ struct KL {
     q = e_s * all(f.inverse_z_s);
     Vec result = all(0.0f);
     if constexpr (kReverse) {
-      const Vec log_term = fma(all(f.slope), t_s - t_t, all(f.centre));
-      result = where(above(e_s, all(0.0f)), q * log_term);
+      const Vec log_term = ((t_s - t_t) + all(f.centre_whole)) + all(f.centre);
+      result = q * all(f.slope) * where(above(e_s, all(0.0f)), log_term);
     }
-    if constexpr (kForward) {
-      result = fma(all(f.weight), q, result) - exp2(t_t) * all(f.weight * f.inverse_z_t);
+    if constexpr (kForward) {  // exactly 0 where p and q are equal
+      const Vec p = exp2(t_t) * all(f.inverse_z_t);
+      result = fma(q - p, all(f.weight), result);
     }
     return result;
   }
@@ -83,11 +99,12 @@ struct JSD {
   // value: a term of D. pull: q dD/dq, both in units of log2.
   static void terms(const RowFactors& f, Vec t_s, Vec t_t, Vec& value, Vec& pull, Vec& q) {
     const Vec zero = all(0.0f), share = all(f.share), rest = all(1.0f) - share;
-    const Vec log_q = t_s - all(f.log2_z_s), log_p = t_t - all(f.log2_z_t);
-    const Vec d = log_p - log_q;
-    const Vec most = exp2(max(log_p, log_q));
-    const Vec ratio = exp2(min(d, zero - d));
+    const Vec log_q = t_s - all(f.exponent_s), log_p = t_t - all(f.exponent_t);
+    const Vec d = (log_p - log_q) + all(f.tilt);
     const Mask p_leads = above(d, zero);
+    const Vec most =
+        exp2(where(p_leads, log_p, log_q)) * where(p_leads, all(f.rest_t), all(f.rest_s));
+    const Vec ratio = exp2(min(d, zero - d));
     const Vec least = most * ratio;
     const Vec p = where(p_leads, most, least);
     q = where(p_leads, least, most);
