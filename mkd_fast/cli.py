@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
-from mkd_fast import checks
+from mkd_fast.checks import train as checks
 
 if TYPE_CHECKING:
     from mkd_fast.train.run import Run

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mkd_fast import checks
+from mkd_fast.checks import files as checks
 
 
 def write_atomically(path: Path, parts: Sequence[Any]) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mkd_fast import checks
+from mkd_fast.checks import data as checks
 from mkd_fast.data.tokens import TokenisedText
 
 # Batches sorted together: the more, the less padding and the less mixing of lengths.

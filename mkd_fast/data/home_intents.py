@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from mkd_fast import checks
+from mkd_fast.checks import data as checks
 from mkd_fast.data.home_words import known_locales
 from mkd_fast.data.splits import check_no_overlap, normalised, split_by_group
 from mkd_fast.data.templates import LocaleTemplates

@@ -10,7 +10,7 @@ import tomllib
 from functools import cache
 from importlib import resources
 
-from mkd_fast import checks
+from mkd_fast.checks import data as checks
 
 COUNTRIES = ("AU", "BR", "CA", "CH", "DE", "EG", "ES", "FI", "FR", "GR", "IN", "IT", "JP", "MX")
 THINGS = "🍌🍇🍉🍋🍍🍎🍐🍓🍕🍚🍝🍞🍯🥑🥒🥔🥕🥖🥚🥛🥜🥥🧀🧄🧅🧂🧴🧽🪥🪣🔑🔋✂🧸🎁"

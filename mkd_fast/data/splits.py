@@ -9,7 +9,7 @@ import random
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from mkd_fast import checks
+from mkd_fast.checks import data as checks
 
 
 def split_names(

@@ -15,7 +15,7 @@ from importlib import resources
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mkd_fast import checks
+from mkd_fast.checks import data as checks
 from mkd_fast.data import home_words
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mkd_fast import checks
+from mkd_fast.checks import data as checks
 
 if TYPE_CHECKING:
     import pyarrow

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mkd_fast import checks
+from mkd_fast.checks import data as checks
 from mkd_fast.data.text import LabelledText
 
 if TYPE_CHECKING:

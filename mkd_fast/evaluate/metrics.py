@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mkd_fast import checks
+from mkd_fast.checks import evaluate as checks
 
 _Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 _NO_PREDICTION = -1  # stands in for the class of a sample whose logits hold a NaN

@@ -7,7 +7,7 @@ anything between the markers belongs to the generator
 
 from pathlib import Path
 
-from mkd_fast import checks
+from mkd_fast.checks import evaluate as checks
 
 
 def splice_block(text: str, name: str, block: str) -> str:

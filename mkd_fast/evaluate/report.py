@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mkd_fast import checks
+from mkd_fast.checks import evaluate as checks
 from mkd_fast.evaluate.metrics import MeanScore, ModelScores
 from mkd_fast.evaluate.tables import Table, TableRow
 

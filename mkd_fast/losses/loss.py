@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mkd_fast import checks
+from mkd_fast.checks import losses as checks
 from mkd_fast.losses import ops, reference, rows
 from mkd_fast.losses.spec import LossOutput, LossSpec
 from mkd_fast.losses.targets import Teacher

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mkd_fast import checks
+from mkd_fast.checks import losses as checks
 from mkd_fast.losses.rows import Rows
 from mkd_fast.losses.spec import LossOutput, LossSpec
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mkd_fast import checks
+from mkd_fast.checks import losses as checks
 from mkd_fast.losses.spec import LossSpec
 from mkd_fast.losses.targets import TAILS, SampledTeacher, SparseTeacher, Teacher, TeacherHead
 

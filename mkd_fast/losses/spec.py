@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from mkd_fast import checks
+from mkd_fast.checks import losses as checks
 
 Divergence = Literal[
     "forward_kl",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mkd_fast import checks
+from mkd_fast.checks import student as checks
 from mkd_fast.student.depth import choose_layers
 from mkd_fast.student.plan import Source, plan_copy, tied_names
 from mkd_fast.student.report import CopiedTensor, CopyReport, PartSize

@@ -17,7 +17,7 @@ Which choice is best differs by model (arXiv 2505.16956), so it is an option.
 from collections.abc import Sequence
 from itertools import pairwise
 
-from mkd_fast import checks
+from mkd_fast.checks import student as checks
 
 DEPTHS = ("stride", "first", "last", "first_last")
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mkd_fast import checks
+from mkd_fast.checks import student as checks
 
 Model = dict[str, Any]  # the "model" object of a tokenizer.json
 

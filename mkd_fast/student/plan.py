@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mkd_fast import checks
+from mkd_fast.checks import student as checks
 from mkd_fast.student.structure import offset_positions, padding_index, vocabulary_tensors
 from mkd_fast.student.vocabulary import TokenMap
 

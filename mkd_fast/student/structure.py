@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from mkd_fast import checks
+from mkd_fast.checks import student as checks
 
 
 def skeleton(like: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:

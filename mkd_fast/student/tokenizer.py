@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mkd_fast import checks
+from mkd_fast.checks import student as checks
 from mkd_fast.student.pieces import needed_pieces, trimmed_model
 from mkd_fast.student.vocabulary import TokenMap
 

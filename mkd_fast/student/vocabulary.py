@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig
 
-from mkd_fast import checks
+from mkd_fast.checks import student as checks
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mkd_fast import checks
+from mkd_fast.checks import teacher as checks
 from mkd_fast.teacher.cache.fingerprint import Fingerprints, fingerprint_model, token_hashes
 from mkd_fast.teacher.cache.format import TensorSpec
 from mkd_fast.teacher.cache.manifest import MANIFEST, UNFINISHED, Plan

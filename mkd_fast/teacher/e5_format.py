@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mkd_fast import checks
+from mkd_fast.checks import teacher as checks
 
 MAGIC = b"E5S1"
 WEIGHTS_PER_BLOCK = 32

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mkd_fast import checks
+from mkd_fast.checks import teacher as checks
 from mkd_fast.teacher.cache.format import TensorSpec
 from mkd_fast.teacher.cache.manifest import Plan
 

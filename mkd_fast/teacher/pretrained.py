@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mkd_fast import checks
+from mkd_fast.checks import teacher as checks
 from mkd_fast.teacher.e5_format import E5File, E5Tokenizer, read_e5_file
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def tokenizer_of(
     settings["model"]["vocab"] = list(zip(pieces, tokenizer.scores, strict=True))
     for added in settings["added_tokens"]:
         added["id"] = pieces.index(added["content"])
-    return PreTrainedTokenizerFast(  
+    return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(settings)),
         bos_token=pieces[tokenizer.bos_id],
         eos_token=pieces[tokenizer.eos_id],

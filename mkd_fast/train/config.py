@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mkd_fast import checks
+from mkd_fast.checks import train as checks
 from mkd_fast.losses.spec import LossSpec
 
 Precision = Literal["auto", "float32", "bfloat16"]

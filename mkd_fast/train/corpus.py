@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mkd_fast import checks
+from mkd_fast.checks import train as checks
 from mkd_fast.data import HubSource, LabelledText, load_text
 from mkd_fast.data.splits import normalised
 from mkd_fast.files import make_folder, read_json, write_json

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mkd_fast import checks
+from mkd_fast.checks import train as checks
 from mkd_fast.data.batches import Batch
 from mkd_fast.losses import LossOutput
 from mkd_fast.teacher.cache import CachedBatch

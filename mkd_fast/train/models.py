@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from safetensors import SafetensorError
 
-from mkd_fast import checks
+from mkd_fast.checks import train as checks
 from mkd_fast.files import make_folder
 
 if TYPE_CHECKING:

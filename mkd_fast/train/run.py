@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mkd_fast import checks
+from mkd_fast.checks import train as checks
 from mkd_fast.data import TokenisedText, tokenise
 from mkd_fast.data.batches import Batch, collate, evaluation_batches
 from mkd_fast.environment import environment

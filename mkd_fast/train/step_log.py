@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mkd_fast import checks
+from mkd_fast.checks import train as checks
 from mkd_fast.data.batches import Batch
 from mkd_fast.files import make_folder, write_atomically
 from mkd_fast.losses import LossOutput

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from mkd_fast import checks
+from mkd_fast.checks import teacher as checks
 from mkd_fast.teacher.cache.fingerprint import Fingerprints
 from mkd_fast.teacher.cache.format import (
     AXES,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mkd_fast import checks
+from mkd_fast.checks import teacher as checks
 from mkd_fast.losses.targets import SparseTeacher
 from mkd_fast.teacher.cache.fingerprint import Fingerprints
 from mkd_fast.teacher.cache.format import STORAGE, TensorSpec

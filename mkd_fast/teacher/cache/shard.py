@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mkd_fast import checks
+from mkd_fast.checks import teacher as checks
 from mkd_fast.teacher.cache.format import ShardLayout, TensorSpec, crc32, layout_in_header
 
 

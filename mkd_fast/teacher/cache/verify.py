@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mkd_fast import checks
+from mkd_fast.checks import teacher as checks
 from mkd_fast.teacher.cache.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
 from mkd_fast.teacher.cache.shard import Shard
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mkd_fast import checks
+from mkd_fast.checks import teacher as checks
 from mkd_fast.files import make_folder, write_atomically
 from mkd_fast.teacher.cache.format import ShardLayout, TensorSpec, crc32, shard_name
 from mkd_fast.teacher.cache.lock import LOCK, only_writer

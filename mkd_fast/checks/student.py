@@ -1,0 +1,182 @@
+"""Errors of the student room."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from mkd_fast.checks.wording import one_of as one_of
+from mkd_fast.checks.wording import type_error, value_error
+
+
+def num_layers_out_of_range(num_layers: int, num_teacher_layers: int) -> ValueError:
+    """More layers than the teacher has, or none."""
+    return value_error(
+        "copy_init",
+        f"num_layers must lie in [1, {num_teacher_layers}], the teacher's layers",
+        f"{num_layers}",
+        "Leave it out for half of them.",
+    )
+
+
+def bad_layer_numbers(layers: Sequence[int], num_teacher_layers: int) -> ValueError:
+    """A list of layers that is empty, does not rise or leaves the teacher."""
+    return value_error(
+        "copy_init",
+        f"depth as a list must name layers from 0 to {num_teacher_layers - 1}, rising, each once",
+        f"{list(layers)}",
+        "Layers keep the teacher's order.",
+    )
+
+
+def layer_count_mismatch(layers: Sequence[int], num_layers: int) -> ValueError:
+    """A list of layers and another number of them."""
+    return value_error(
+        "copy_init",
+        f"num_layers must be {len(layers)}, as many as depth names",
+        f"{num_layers}",
+        "Leave num_layers out when depth is a list.",
+    )
+
+
+def width_copy_missing(hidden_size: int, teacher_hidden_size: int) -> ValueError:
+    """A narrower student."""
+    return value_error(
+        "copy_init",
+        f"hidden_size must be the teacher's {teacher_hidden_size}, for only depth and vocabulary "
+        "are reduced",
+        f"{hidden_size}",
+        "Leave it out, and keep fewer layers or tokens.",
+    )
+
+
+def not_a_transformers_model(kind: str) -> TypeError:
+    """A wrapped model, or something else."""
+    return type_error(
+        "copy_init",
+        "teacher_model must be a transformers PreTrainedModel",
+        kind,
+        "Unwrap it first: .module (DDP), ._orig_mod (torch.compile), .merge_and_unload() (PEFT).",
+    )
+
+
+def teacher_not_copyable(fact: str, way_out: str) -> ValueError:
+    """Weights that are not plain numbers in one place."""
+    return value_error(
+        "copy_init", "teacher_model must hold floating-point weights on one device", fact, way_out
+    )
+
+
+def layer_list_not_found(
+    model: str, name: str | None, num_layers: int | None, lengths: Mapping[str, int]
+) -> ValueError:
+    """No module list, or several, that could be the layers."""
+    found = ", ".join(f"{path!r} ({length})" for path, length in lengths.items()) or "none"
+    asked = f"layer_list={name!r} among " if name is not None else ""
+    return value_error(
+        "copy_init",
+        f"{model} must have one nn.ModuleList of config.num_hidden_layers = {num_layers} layers",
+        f"{asked}these lists: {found}",
+        "Name the one of that length with layer_list=, if there is one.",
+    )
+
+
+def tensors_without_source(names: Sequence[str]) -> ValueError:
+    """The student has tensors that the teacher has not."""
+    return value_error(
+        "copy_init",
+        "every tensor of the student must have one of the teacher's to be copied from",
+        f"none for {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}",
+        "The teacher is not the model that its config describes: save it and load it again.",
+    )
+
+
+def tensor_shape_mismatch(name: str, wanted: tuple[int, ...], got: tuple[int, ...]) -> ValueError:
+    """The teacher's config and its weights disagree."""
+    return value_error(
+        "copy_init",
+        f"{name} must have the shape {wanted} that the config describes",
+        f"{got}",
+        "Mend the teacher's config (num_labels, vocab_size, ...) to fit its weights.",
+    )
+
+
+def tied_tensors_differ(first: str, second: str) -> ValueError:
+    """The config ties two tensors that are not equal."""
+    return value_error(
+        "copy_init",
+        f"{first} and {second} must be equal, as the config ties them",
+        "different weights",
+        "Set config.tie_word_embeddings=False on the teacher.",
+    )
+
+
+def teacher_tensors_left(names: Sequence[str]) -> ValueError:
+    """The teacher has tensors that no student of its class would have."""
+    return value_error(
+        "copy_init",
+        "every tensor of the teacher must be one that its config describes",
+        f"also {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}",
+        "Merge adapters into the weights first.",
+    )
+
+
+def bad_keep_token_ids(ids: Sequence[int], num_tokens: int) -> ValueError:
+    """Ids that are none, outside the vocabulary or repeated."""
+    outside = [token_id for token_id in ids if not 0 <= token_id < num_tokens]
+    repeated = [token_id for token_id, count in Counter(ids).items() if count > 1]
+    fact = f"{outside[:4]}" if outside else f"{repeated[:4]} more than once" if ids else "no ids"
+    return value_error(
+        "TokenMap.of",
+        f"keep_token_ids must be distinct and lie in [0, {num_tokens}), the full vocabulary",
+        fact,
+        "used_token_ids collects them from the tokenised text.",
+    )
+
+
+def special_tokens_dropped(function: str, missing: Sequence[str]) -> ValueError:
+    """Tokens that the model or the tokenizer cannot do without."""
+    return value_error(
+        function,
+        "keep_token_ids must contain the special tokens",
+        f"none of {', '.join(missing)}",
+        "used_token_ids adds them.",
+    )
+
+
+def tokenizer_without_backend(kind: str) -> TypeError:
+    """A tokenizer that is not made of a `tokenizers` JSON."""
+    return type_error(
+        "trim_tokenizer",
+        "tokenizer must be a fast one, backed by the tokenizers library",
+        kind,
+        "Convert it: AutoTokenizer.from_pretrained loads the fast one where it exists.",
+    )
+
+
+def tokenizer_model_unsupported(fact: str) -> ValueError:
+    """A tokenizer of a kind that cannot be cut right."""
+    return value_error(
+        "trim_tokenizer",
+        "the tokenizer's model must be Unigram, WordPiece or BPE without affixes",
+        fact,
+        "Keep the whole vocabulary: leave keep_token_ids out.",
+    )
+
+
+def trimmed_ids_differ(token: str, wanted: int | None, got: int | None) -> ValueError:
+    """The rebuilt tokenizer numbers its tokens otherwise than the plan."""
+    return value_error(
+        "trim_tokenizer",
+        f"token {token!r} must get the id {wanted}",
+        f"{got}",
+        "The tokenizer numbers added tokens in a way of its own: keep the whole vocabulary.",
+    )
+
+
+def splits_differ(text: str, full: Sequence[str], trimmed: Sequence[str]) -> ValueError:
+    """A text that the trimmed tokenizer splits in another way."""
+    return value_error(
+        "check_same_splits",
+        f"the trimmed tokenizer must split {text!r} into {list(full)}",
+        f"{list(trimmed)}",
+        "Add this text to those that used_token_ids sees.",
+    )

@@ -1,0 +1,136 @@
+"""Errors of the train room."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mkd_fast.checks.files import folder_not_made as folder_not_made
+from mkd_fast.checks.wording import is_ours as is_ours
+from mkd_fast.checks.wording import message, nearest, runtime_error, type_error, value_error
+from mkd_fast.checks.wording import one_of as one_of
+
+
+def missing_recipe(path: Path) -> FileNotFoundError:
+    """No file at that path."""
+    return FileNotFoundError(
+        message(
+            "load",
+            "a recipe must be a TOML file",
+            f"{path}, which does not exist",
+            "See recipes/ for examples.",
+        )
+    )
+
+
+def recipe_not_toml(path: Path, error: Exception) -> ValueError:
+    """The parser's own words say where."""
+    return value_error("load", f"{path} must be TOML", str(error), "Mend that line.")
+
+
+def override_without_section(name: str) -> ValueError:
+    """--set without a dot."""
+    return value_error(
+        "load", "--set takes section.key=value", repr(name), "E.g. --set train.epochs=3."
+    )
+
+
+def override_without_value(name: str) -> ValueError:
+    """--set without an equals sign."""
+    return value_error("load", "--set takes section.key=value", repr(name), "Add =value.")
+
+
+def unknown_section(place: str, name: str, known: Iterable[str]) -> ValueError:
+    """A table that a recipe does not have."""
+    return value_error(place, "sections must be known", f"[{name}]", nearest(name, known))
+
+
+def not_a_section(place: str, name: str) -> TypeError:
+    """A bare key at the top of a recipe."""
+    return type_error(
+        place, "keys must stand in a section", f"{name!r} outside of any", "Put it under [section]."
+    )
+
+
+def unknown_key(place: str, key: str, known: Iterable[str]) -> ValueError:
+    """A key that the section does not have."""
+    return value_error(place, "keys must be known", repr(key), nearest(key, known))
+
+
+def wrong_type(place: str, key: str, wanted: object, value: object) -> TypeError:
+    """A value of another type."""
+    name = wanted.__name__ if isinstance(wanted, type) else str(wanted)
+    return type_error(place, f"{key} must be {name}", repr(value), 'Write it as TOML: 3, 0.5, "a".')
+
+
+def no_such_device(wanted: str, error: Exception) -> RuntimeError:
+    """A device that torch does not know or cannot reach."""
+    return runtime_error(
+        "run",
+        "run.device must be a device of this machine",
+        f"{wanted!r} ({error})",
+        'Use "auto", "cpu" or "cuda".',
+    )
+
+
+def no_data_files() -> ValueError:
+    """Source = "files" without files."""
+    return value_error(
+        "data",
+        'data.train and data.test must be given with source = "files"',
+        "an empty path",
+        "Name JSONL, CSV or Parquet files with columns text, label, language.",
+    )
+
+
+def language_without_text(absent: Sequence[str], present: Sequence[str]) -> ValueError:
+    """A language is asked for that the text does not have."""
+    return value_error(
+        "data",
+        f"languages must occur in the text ({', '.join(present)})",
+        ", ".join(absent),
+        "Correct data.seen and data.unseen, or leave them out to take what is there.",
+    )
+
+
+def model_not_loaded(name: str, error: Exception) -> ValueError:
+    """Transformers could not load it; its own first line says why."""
+    reason = str(error).strip().splitlines()[0]
+    return value_error(
+        "teacher",
+        f"{name} must be a model that transformers can load",
+        reason,
+        "Name a folder written by save_pretrained, or, when online, a hub model.",
+    )
+
+
+def folder_of_another_run(folder: Path, differing: Sequence[str]) -> ValueError:
+    """A run folder belongs to one recipe."""
+    return value_error(
+        "run",
+        f"{folder} belongs to a run of one recipe",
+        f"another ({'; '.join(differing)})",
+        "Pass --set run.folder=..., or remove that folder.",
+    )
+
+
+def nothing_to_freeze(beginning: str, names: Iterable[str]) -> ValueError:
+    """A beginning that no parameter name has."""
+    return value_error(
+        "fit",
+        "freeze must name parameters of the model",
+        repr(beginning),
+        nearest(beginning, names),
+    )
+
+
+def not_finite(model: str, step: int, sample_ids: Sequence[int]) -> FloatingPointError:
+    """A loss or gradient that is NaN or infinite, noticed before the optimizer moved."""
+    samples = ", ".join(map(str, sample_ids))
+    return FloatingPointError(
+        message(
+            "fit",
+            f"loss and gradients of {model} must be finite",
+            f"NaN or infinity at step {step}, samples {samples}",
+            "No parameter moved. Look at those samples (row numbers of the training text), or "
+            "lower the learning rate; the same command goes on from the last checkpoint.",
+        )
+    )
