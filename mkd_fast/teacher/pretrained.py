@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkd_fast.checks import teacher as checks
+from mkd_fast.quiet import quiet_transformers
 from mkd_fast.teacher.e5_format import E5File, E5Tokenizer, read_e5_file
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ def ensure(name: str) -> Path:
 
 def save_model_folder(file: E5File, tokenizer_json: str, folder: Path) -> None:
     """Write encoder and tokenizer as ``transformers`` does (float32, safetensors)."""
-    encoder_of(file).save_pretrained(folder)
+    with quiet_transformers():
+        encoder_of(file).save_pretrained(folder)
     tokenizer = tokenizer_of(file.tokenizer, tokenizer_json, file.shape.num_positions)
     tokenizer.save_pretrained(folder)
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from mkd_fast.checks import train as checks
 from mkd_fast.files import make_folder
+from mkd_fast.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -21,23 +22,19 @@ def load_classifier(name: str, label_names: tuple[str, ...], *, seed: int = 0) -
         OSError, ValueError: transformers cannot load it; the message names it.
     """
     from transformers import AutoModelForSequenceClassification
-    from transformers import logging as transformers_logging
 
     torch.manual_seed(seed)
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a new head is what is asked for
     try:
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            num_labels=len(label_names),
-            id2label=dict(enumerate(label_names)),
-            label2id={label: number for number, label in enumerate(label_names)},
-            dtype=torch.float32,
-        )
+        with quiet_transformers():  # a new head is what is asked for
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                num_labels=len(label_names),
+                id2label=dict(enumerate(label_names)),
+                label2id={label: number for number, label in enumerate(label_names)},
+                dtype=torch.float32,
+            )
     except (OSError, ValueError) as error:
         raise checks.model_not_loaded(name, error) from error
-    finally:
-        transformers_logging.set_verbosity(before)
     return model
 
 
@@ -84,7 +81,8 @@ def save_folder(
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial)
     try:
-        model.save_pretrained(partial)
+        with quiet_transformers():
+            model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(folder)
     except (OSError, SafetensorError) as error:

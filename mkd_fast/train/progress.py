@@ -1,13 +1,15 @@
 """What a person sees while a run works: a line a stage, and a live bar (or plain lines) a loop."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False, soft_wrap=True)
+T = TypeVar("T")
 _PLAIN_LINE_SECONDS = 5.0
 
 
@@ -19,6 +21,14 @@ class Bar:
         self._live = live
         self._task = live.add_task(name, total=total, completed=done, detail="") if live else None
         self._started = self._last_line = time.monotonic()
+
+    def over(self, items: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
+        """The same items; each counts ``size`` pieces when the next one is asked for."""
+        done = self._first
+        for item in items:
+            yield item
+            done += size(item)
+            self.update(done)
 
     def update(self, done: int, detail: Mapping[str, float] | str = "") -> None:
         """Show that ``done`` of the total is done, with named figures beside it."""

@@ -268,9 +268,9 @@ class Run:
         if (scores := read_json(path)) is None:
             text = self._tokenised(folder, "test")
             batches = EvaluationBatches(text, self.config.evaluate.batch_size)
-            with progress.bar(f"evaluate {name}", 1) as bar:
-                found = predict(models.to_device(model, self.device), batches, self.device)
-                bar.update(1)
+            with progress.bar(f"evaluate {SHOWN_AS[name]}", len(text)) as bar:
+                shown = bar.over(batches, lambda batch: len(batch.labels))
+                found = predict(models.to_device(model, self.device), shown, self.device)
             test = self.corpus.test
             write_json(
                 path,

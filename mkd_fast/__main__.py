@@ -1,0 +1,5 @@
+"""``python -m mkd_fast``: the same as ``mkd-fast``."""
+
+from mkd_fast.cli import main
+
+main()
