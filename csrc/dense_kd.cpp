@@ -55,10 +55,13 @@ namespace {
 using torch::stable::new_empty;
 
 constexpr int64_t kElementsPerTask = 16384;
-constexpr int64_t kStreamedBytes = int64_t{4} << 20;  // gradients that no cache would keep
+// Gradients that a cache would not keep anyway are written past it, in long rows: short ones begin
+// and end within cache lines.
+constexpr int64_t kStreamedBytes = int64_t{4} << 20;
+constexpr int64_t kStreamedRowBytes = 8192;
 
-// Ask for huge pages: a fresh gradient of 64 MB otherwise costs 16,000 page faults, which take
-// longer than computing it. Whole huge pages inside the tensor only; a refusal changes nothing.
+// Ask for huge pages, whole ones inside the tensor; a refusal changes nothing. A fresh gradient of
+// 64 MB otherwise costs 16,000 page faults, which take longer than computing it.
 void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t num_bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
@@ -67,6 +70,43 @@ void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t num
   const uintptr_t end = (start + num_bytes) & ~(kHugePage - 1);
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+// What the Python side has promised, checked again where a breach would read foreign memory.
+void check_shapes(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& labels,
+                  const std::optional<Tensor>& mask, const std::optional<Tensor>& num_tokens,
+                  const std::vector<Tensor>& student_hidden,
+                  const std::vector<Tensor>& teacher_hidden,
+                  const std::optional<Tensor>& hidden_mask, int64_t vocab_size) {
+  STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == teacher.size(0),
+                  "dense_kd: student and teacher must be [N, V] with equal N.");
+  const int64_t num_rows = student.size(0);
+  STD_TORCH_CHECK(1 <= vocab_size && vocab_size <= std::min(student.size(1), teacher.size(1)),
+                  "dense_kd: vocab_size must lie in [1, ",
+                  std::min(student.size(1), teacher.size(1)), "], got ", vocab_size, ".");
+  const auto is_row_vector = [&](const std::optional<Tensor>& t, ScalarType dtype) {
+    return !t || (t->dim() == 1 && t->size(0) == num_rows && t->scalar_type() == dtype);
+  };
+  STD_TORCH_CHECK(is_row_vector(labels, ScalarType::Long) && is_row_vector(mask, ScalarType::Bool),
+                  "dense_kd: labels must be int64 [N] and mask bool [N].");
+  STD_TORCH_CHECK(
+      !num_tokens || (num_tokens->numel() == 1 && num_tokens->scalar_type() == ScalarType::Float),
+      "dense_kd: num_tokens must be float32 [].");
+  STD_TORCH_CHECK(student_hidden.size() == teacher_hidden.size(),
+                  "dense_kd: student_hidden and teacher_hidden must match layer by layer.");
+  for (size_t l = 0; l < student_hidden.size(); ++l) {
+    const Tensor &s = student_hidden[l], &t = teacher_hidden[l];
+    STD_TORCH_CHECK(s.dim() == 3 && t.dim() == 3 && s.size(0) == num_rows &&
+                        t.size(0) == num_rows && s.size(1) == t.size(1) &&
+                        s.size(1) == student_hidden[0].size(1) && s.size(2) == t.size(2),
+                    "dense_kd: hidden states must be [N, P, D], alike on both sides; layer ", l,
+                    " is not.");
+  }
+  STD_TORCH_CHECK(!hidden_mask || (!student_hidden.empty() && hidden_mask->dim() == 2 &&
+                                   hidden_mask->size(0) == num_rows &&
+                                   hidden_mask->size(1) == student_hidden[0].size(1) &&
+                                   hidden_mask->scalar_type() == ScalarType::Bool),
+                  "dense_kd: hidden_mask must be bool [N, P].");
 }
 
 // Which rows count, after checking every label of one that does.
@@ -160,6 +200,39 @@ void reduce(const DenseKD& op, const std::vector<Terms>& terms, const Outputs& o
 
 using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
+Tensor new_gradient(const Tensor& of, std::initializer_list<int64_t> shape) {
+  const Tensor grad = new_empty(of, shape);
+  prefer_huge_pages(grad.data_ptr(), grad.numel() * static_cast<int64_t>(grad.element_size()));
+  return grad;
+}
+
+// The matched layers, and the gradients of the student's if they are wanted.
+std::vector<HiddenLayer> hidden_layers(std::vector<Tensor>& student, std::vector<Tensor>& teacher,
+                                       bool needs_grad, std::vector<Tensor>& grads) {
+  std::vector<HiddenLayer> layers;
+  for (size_t l = 0; l < student.size(); ++l) {
+    const Tensor& s = student[l] = with_contiguous_rows(student[l]);
+    const Tensor& t = teacher[l] = with_contiguous_rows(teacher[l]);
+    layers.push_back({.student = matrix("student_hidden", s),
+                      .teacher = matrix("teacher_hidden", t),
+                      .grad = {},
+                      .student_position_stride = s.stride(1),
+                      .teacher_position_stride = t.stride(1),
+                      .width = s.size(2)});
+    if (!needs_grad) continue;
+    grads.push_back(new_gradient(s, {s.size(0), s.size(1), s.size(2)}));
+    layers.back().grad = matrix("grad_hidden", grads.back());
+  }
+  return layers;
+}
+
+template <class T>
+Strided<T> strided(const std::optional<Tensor>& tensor) {
+  if (!tensor) return {};
+  return {static_cast<const T*>(tensor->data_ptr()), tensor->stride(0),
+          tensor->dim() > 1 ? tensor->stride(1) : 0};
+}
+
 Result dense_kd(Tensor student, Tensor teacher, std::optional<Tensor> labels,
                 std::optional<Tensor> mask, std::optional<Tensor> num_tokens,
                 std::vector<Tensor> student_hidden, std::vector<Tensor> teacher_hidden,
@@ -168,68 +241,50 @@ Result dense_kd(Tensor student, Tensor teacher, std::optional<Tensor> labels,
                 double teacher_logit_scale, double kd_scale, double kd_weight, double ce_weight,
                 double hidden_weight, int64_t vocab_size, int64_t ignore_index,
                 std::string reduction, bool needs_grad_student, bool needs_grad_hidden) {
+  check_shapes(student, teacher, labels, mask, num_tokens, student_hidden, teacher_hidden,
+               hidden_mask, vocab_size);
   student = with_contiguous_rows(student);
   teacher = with_contiguous_rows(teacher);
-  DenseKD op;
-  op.num_rows = student.size(0);
-  op.num_columns = vocab_size;
-  op.num_grad_columns = student.size(1);
-  op.student = matrix("student", student);
-  op.teacher = matrix("teacher", teacher);
-  if (labels) op.labels = {static_cast<int64_t*>(labels->data_ptr()), labels->stride(0)};
-  if (mask) op.mask = {static_cast<bool*>(mask->data_ptr()), mask->stride(0)};
-  op.ignore_index = ignore_index;
-  op.divergence = divergence_of(divergence, beta);
-  op.beta = beta;
-  op.temperature = temperature;
-  op.teacher_temperature = teacher_temperature;
-  op.logit_scale = logit_scale;
-  op.teacher_logit_scale = teacher_logit_scale;
-  op.kd_scale = kd_scale;
-  op.kd_weight = kd_weight;
-  op.ce_weight = labels ? ce_weight : 0.0;
-  op.hidden_weight = hidden_weight;
-
+  std::vector<Tensor> grad_hidden;
+  const std::vector<HiddenLayer> layers =
+      hidden_layers(student_hidden, teacher_hidden, needs_grad_hidden, grad_hidden);
+  DenseKD op{.num_rows = student.size(0),
+             .num_columns = vocab_size,
+             .num_grad_columns = student.size(1),
+             .student = matrix("student", student),
+             .teacher = matrix("teacher", teacher),
+             .grad = {},
+             .labels = strided<int64_t>(labels),
+             .mask = strided<bool>(mask),
+             .ignore_index = ignore_index,
+             .divergence = divergence_of(divergence, beta),
+             .beta = beta,
+             .temperature = temperature,
+             .teacher_temperature = teacher_temperature,
+             .logit_scale = logit_scale,
+             .teacher_logit_scale = teacher_logit_scale,
+             .kd_scale = kd_scale,
+             .kd_weight = kd_weight,
+             .ce_weight = labels ? ce_weight : 0.0,
+             .hidden_weight = hidden_weight,
+             .layers = layers.data(),
+             .num_layers = static_cast<int64_t>(layers.size()),
+             .num_positions = layers.empty() ? 0 : student_hidden[0].size(1),
+             .hidden_mask = strided<bool>(hidden_mask)};
   const int64_t num_counted = count_rows(op);
   if (reduction == "mean") {
     op.row_weight = 1.0 / (num_tokens ? double(*static_cast<float*>(num_tokens->data_ptr()))
                                       : double(std::max<int64_t>(num_counted, 1)));
   }
-
-  Tensor grad_student = new_empty(student, {needs_grad_student ? op.num_rows : 0});
+  Tensor grad_student = new_empty(student, {0});
   if (needs_grad_student) {
-    grad_student = new_empty(student, {op.num_rows, op.num_grad_columns});
+    grad_student = new_gradient(student, {op.num_rows, op.num_grad_columns});
     op.grad = matrix("grad_student", grad_student);
-    prefer_huge_pages(op.grad.data, grad_student.numel() * op.grad.element_size());
-    op.stream_grad = grad_student.numel() * op.grad.element_size() >= kStreamedBytes &&
-                     op.num_grad_columns >= 4096;
-  }
-  std::vector<Tensor> grad_hidden;
-  std::vector<HiddenLayer> layers;
-  for (size_t l = 0; l < student_hidden.size(); ++l) {
-    student_hidden[l] = with_contiguous_rows(student_hidden[l]);
-    teacher_hidden[l] = with_contiguous_rows(teacher_hidden[l]);
-    const Tensor &s = student_hidden[l], &t = teacher_hidden[l];
-    HiddenLayer layer{matrix("student_hidden", s),
-                      matrix("teacher_hidden", t),
-                      {},
-                      s.stride(1),
-                      t.stride(1),
-                      s.size(2)};
-    if (needs_grad_hidden) {
-      grad_hidden.push_back(new_empty(s, {s.size(0), s.size(1), s.size(2)}));
-      layer.grad = matrix("grad_hidden", grad_hidden.back());
-    }
-    layers.push_back(layer);
-    op.num_positions = s.size(1);
-  }
-  op.layers = layers.data();
-  op.num_layers = static_cast<int64_t>(layers.size());
-  if (hidden_mask) {
-    op.hidden_mask = {static_cast<bool*>(hidden_mask->data_ptr()), hidden_mask->stride(0),
-                      hidden_mask->stride(1)};
+    const int64_t row_bytes = op.num_grad_columns * op.grad.element_size();
+    op.stream_grad = row_bytes >= kStreamedRowBytes && op.num_rows * row_bytes >= kStreamedBytes;
   }
 
+  const std::vector<Terms> terms = run_rows(op);
   Tensor parts[4];
   for (Tensor& part : parts) {
     part = reduction == "none" ? new_empty(student, {op.num_rows}, ScalarType::Float)
@@ -237,7 +292,6 @@ Result dense_kd(Tensor student, Tensor teacher, std::optional<Tensor> labels,
   }
   const auto data = [&](int i) { return static_cast<float*>(parts[i].data_ptr()); };
   const Outputs outputs{data(0), data(1), data(2), data(3)};
-  const std::vector<Terms> terms = run_rows(op);
   if (reduction == "none") {
     for (int64_t n = 0; n < op.num_rows; ++n) outputs.write(n, op, terms[n]);
   } else {

@@ -29,7 +29,7 @@ struct Matrix {
 };
 
 template <class T>
-struct Strided {
+struct Strided {  // [N] or [N, M]; nothing where data is null
   const T* data = nullptr;
   int64_t stride = 0;
   int64_t inner_stride = 0;
@@ -43,8 +43,8 @@ struct Strided {
 // One matched layer: [N, P, D] on either side; grad.data is null where no gradient is asked for.
 struct HiddenLayer {
   Matrix student, teacher, grad;
-  int64_t student_position_stride, teacher_position_stride;
-  int64_t width;
+  int64_t student_position_stride = 0, teacher_position_stride = 0;
+  int64_t width = 0;
 };
 
 struct DenseKD {

@@ -369,6 +369,28 @@ def test_unknown_divergence_is_refused():
         torch.ops.mkd_fast.dense_kd(*positional, **keywords)
 
 
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (1, torch.zeros(3, 60), "student and teacher must be"),
+        (1, torch.zeros(4, 59), r"vocab_size must lie in \[1, 59\], got 60"),
+        (1, torch.zeros(4, 60, dtype=torch.float64), "teacher must be float32, bfloat16 or"),
+        (2, torch.zeros(3, dtype=torch.int64), "labels must be int64"),
+        (2, torch.zeros(4, dtype=torch.int32), "labels must be int64"),
+        (3, torch.zeros(5, dtype=torch.bool), "mask bool"),
+        (4, torch.tensor(4), "num_tokens must be float32"),
+        (5, [], "must match layer by layer"),
+        (6, [torch.zeros(4, 3, 9)], "hidden states must be .* alike on both sides; layer 0"),
+        (7, torch.zeros(4, 2, dtype=torch.bool), "hidden_mask must be bool"),
+    ],
+)
+def test_the_op_reads_no_foreign_memory(position, value, message):
+    positional, keywords = op_arguments()
+    changed = (*positional[:position], value, *positional[position + 1 :])
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mkd_fast.dense_kd(*changed, **keywords)
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
 @pytest.mark.parametrize("shape", [(5, 1031), (5, 3, 7), (0, 4), (5, 0)])
 def test_scale_multiplies_rows(shape, dtype):
