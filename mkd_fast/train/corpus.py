@@ -1,15 +1,14 @@
 """The text of a run: read or built once, then kept as plain files that a person can open."""
 
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mkd_fast.checks import train as checks
 from mkd_fast.data import HubSource, LabelledText, load_text
 from mkd_fast.data.splits import normalised
-from mkd_fast.files import make_folder, read_json, write_json
+from mkd_fast.files import make_folder, read_json, write_atomically, write_json
 from mkd_fast.train.config import DataConfig
 
 
@@ -55,11 +54,12 @@ def make(config: DataConfig, seed: int, label_names: Sequence[str] | None = None
     """
     if config.source == "home_intents":
         return _home_intents(config, seed)  # which refuses text that leaks
-    train = load_text(_source(config, config.train), label_names=label_names)
-    test = load_text(_source(config, config.test), label_names=train.label_names)
-    train = _in_languages(train, config.seen or train.languages_present)
-    unseen = config.unseen or set(test.languages_present) - set(train.languages_present)
-    test = _in_languages(test, (*train.languages_present, *unseen))
+    train = load_text(_source(config, "train"), label_names=label_names)
+    test = load_text(_source(config, "test"), label_names=train.label_names)
+    seen = set(config.seen or train.languages_present) - set(config.unseen)
+    unseen = set(config.unseen or test.languages_present) - seen
+    train = _in_languages(train, seen)
+    test = _in_languages(test, unseen | seen & set(test.languages_present))
     return Corpus(train, test, list(train.texts))
 
 
@@ -80,36 +80,40 @@ def _home_intents(config: DataConfig, seed: int) -> Corpus:
 
 
 def _source(config: DataConfig, part: str) -> str | HubSource:
+    for key in (part,) if config.source == "files" else (part, "hub_name"):
+        if not getattr(config, key):
+            raise checks.data_not_named(config.source, key)
     if config.source == "files":
-        if not part:
-            raise checks.no_data_files()
-        return part
+        return str(getattr(config, part))
     return HubSource(
         config.hub_name,
         config.hub_config,
-        part,
+        getattr(config, part),
         config.text_column,
         config.label_column,
         config.language_column,
     )
 
 
-def _in_languages(text: LabelledText, languages: Sequence[str]) -> LabelledText:
-    absent = sorted(set(languages) - set(text.languages_present))
-    if absent:
+def _in_languages(text: LabelledText, languages: Set[str]) -> LabelledText:
+    absent = sorted(languages - set(text.languages_present))
+    if absent or not languages:
         raise checks.language_without_text(absent, text.languages_present)
-    return text.select(row for row, name in enumerate(text.languages) if name in set(languages))
+    return text.select(row for row, name in enumerate(text.languages) if name in languages)
 
 
 def save(corpus: Corpus, folder: Path) -> None:
-    """Write train.jsonl, test.jsonl, vocabulary.txt and labels.json; labels.json comes last."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write train.jsonl, test.jsonl, vocabulary.json and labels.json; labels.json comes last."""
     make_folder(folder)
     for name in ("train", "test"):
         _write_jsonl(getattr(corpus, name), folder / f"{name}.jsonl")
-    text = "".join(f"{sentence}\n" for sentence in corpus.vocabulary_text)
-    (folder / "vocabulary.txt").write_text(text, encoding="utf-8")
+    write_json(folder / "vocabulary.json", corpus.vocabulary_text)
     write_json(folder / "labels.json", list(corpus.train.label_names))
+
+
+def discard(folder: Path) -> None:
+    """Make ``load`` find nothing."""
+    (folder / "labels.json").unlink(missing_ok=True)
 
 
 def load(folder: Path) -> Corpus | None:
@@ -120,12 +124,13 @@ def load(folder: Path) -> Corpus | None:
     return Corpus(
         load_text(folder / "train.jsonl", label_names=label_names),
         load_text(folder / "test.jsonl", label_names=label_names),
-        (folder / "vocabulary.txt").read_text(encoding="utf-8").splitlines(),
+        read_json(folder / "vocabulary.json"),
     )
 
 
 def _write_jsonl(text: LabelledText, path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for sentence, label, language in zip(text.texts, text.labels, text.languages, strict=True):
-            row = {"text": sentence, "label": text.label_names[label], "language": language}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = [
+        {"text": sentence, "label": text.label_names[label], "language": language}
+        for sentence, label, language in zip(text.texts, text.labels, text.languages, strict=True)
+    ]
+    write_atomically(path, [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows])

@@ -13,8 +13,7 @@ def choose_device(wanted: str) -> torch.device:
     """The named device, or with "auto" a GPU where there is one.
 
     Raises:
-        ValueError: torch knows no such device.
-        RuntimeError: the device is not there.
+        RuntimeError: torch knows no such device, or it is not there.
     """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -52,8 +52,10 @@ def finetuned_teacher(
         device: where it is trained.
         name: in metric rows and progress lines.
     """
+    with models.told_by_name(model):
+        fingerprint = fingerprint_model(model) if Path(model).is_dir() else model
     decisive = {
-        "model": fingerprint_model(model) if Path(model).is_dir() else model,
+        "model": fingerprint,
         "text": text.fingerprint,
         "prefix": config.data.text_prefix,
         "max_length": config.data.max_length,

@@ -80,13 +80,13 @@ def fit(
         config: the choices of ``[finetune]`` or ``[train]``.
         name: of the model, in metric rows and progress lines.
         checkpoint_path: written every ``config.checkpoint_every`` steps and at the end.
-        metrics_path: JSONL; one row every ``config.log_every`` steps.
+        metrics_path: JSONL; one row every ``config.log_every`` steps and with every checkpoint.
         seed: of dropout.
 
     Raises:
         FloatingPointError: loss or gradients were not finite; names the step and its samples. No
             parameter has moved since the step before.
-        OSError: a checkpoint could not be written; the previous one is kept.
+        OSError: a checkpoint or metric row could not be written; the previous one is kept.
     """
     torch.manual_seed(seed)
     device = next(model.parameters()).device
@@ -111,11 +111,10 @@ def fit(
                 group["lr"] = config.learning_rate * schedule(number, len(rows), config.warmup)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            is_last = number == len(rows)
-            if is_last or number % config.log_every == 0:
+            is_saved = number == len(rows) or number % config.checkpoint_every == 0
+            if is_saved or number % config.log_every == 0:
                 bar.update(number, log.write(optimizer.param_groups[0]["lr"]))
-            if is_last or number % config.checkpoint_every == 0:
-                log.check()
+            if is_saved:
                 tokens = done.tokens + log.tokens
                 result = FitResult(number, tokens, time.monotonic() - started)
                 checkpoint.save(checkpoint_path, model, optimizer, vars(result))

@@ -1,8 +1,10 @@
 """Model folders: read quietly, written whole or not at all."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -15,34 +17,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
+@contextmanager
+def told_by_name(name: str) -> Iterator[None]:
+    """What keeps transformers from loading a model is an error that names the model."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if checks.is_ours(error):
+            raise
+        raise checks.model_not_loaded(name, error) from error
+
+
 def load_classifier(name: str, label_names: tuple[str, ...], *, seed: int = 0) -> "PreTrainedModel":
     """A sequence classifier of these labels, in float32, with a new head where it has none.
 
     Raises:
-        OSError, ValueError: transformers cannot load it; the message names it.
+        ValueError: transformers cannot load it; the message names it.
     """
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
-    try:
-        with quiet_transformers():  # a new head is what is asked for
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                num_labels=len(label_names),
-                id2label=dict(enumerate(label_names)),
-                label2id={label: number for number, label in enumerate(label_names)},
-                dtype=torch.float32,
-            )
-    except (OSError, ValueError) as error:
-        raise checks.model_not_loaded(name, error) from error
+    with told_by_name(name), quiet_transformers():  # a new head is what is asked for
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            num_labels=len(label_names),
+            id2label=dict(enumerate(label_names)),
+            label2id={label: number for number, label in enumerate(label_names)},
+            dtype=torch.float32,
+        )
     return model
 
 
 def labels_of(name: str) -> tuple[str, ...]:
     """The labels that a classifier's config names, in the order of its logits."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(name)
+    config = _config(name)
     return tuple(config.id2label[number] for number in range(config.num_labels))
 
 
@@ -54,19 +62,22 @@ def to_device(model: "PreTrainedModel", device: torch.device) -> "PreTrainedMode
 
 def num_layers_of(name: str) -> int:
     """Layers of a model, from its config."""
+    return int(_config(name).num_hidden_layers)
+
+
+def _config(name: str) -> Any:
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(name).num_hidden_layers)
+    with told_by_name(name):
+        return AutoConfig.from_pretrained(name)
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of a model."""
     from transformers import AutoTokenizer
 
-    try:
+    with told_by_name(name):
         return cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(name))
-    except (OSError, ValueError) as error:
-        raise checks.model_not_loaded(name, error) from error
 
 
 def save_folder(

@@ -19,7 +19,7 @@ from mkd_fast.data.batches import Batch, collate, evaluation_batches
 from mkd_fast.environment import environment
 from mkd_fast.evaluate.metrics import ModelScores, predict, score_languages
 from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
-from mkd_fast.files import make_folder, read_json, write_json
+from mkd_fast.files import read_json, write_atomically, write_json
 from mkd_fast.student import check_same_splits, copy_with_report, scratch_like, used_token_ids
 from mkd_fast.student.depth import choose_layers
 from mkd_fast.student.tokenizer import trim_tokenizer
@@ -64,7 +64,8 @@ class Run:
         config: the resolved recipe.
 
     Raises:
-        ValueError: the folder holds the run of another recipe; the message names what differs.
+        ValueError: the folder holds other files, or the run of another recipe; the message names
+            one, or what differs.
         OSError: the folder cannot be written.
     """
 
@@ -77,13 +78,19 @@ class Run:
 
     def _claim_folder(self) -> None:
         path = self.folder / "run.json"
+        others = {child.name for child in self.folder.glob("*")} - {path.name, f"{path.name}.tmp"}
         resolved = to_dict(self.config)
         found = read_json(path)
         if found is None:
-            make_folder(self.folder)
-            write_json(path, {"config": resolved, **environment()})
+            if others:
+                raise checks.folder_of_other_files(self.folder, min(others))
         elif differing := _differing(found["config"], resolved):
-            raise checks.folder_of_another_run(self.folder, differing)
+            if others - {"data"}:
+                raise checks.folder_of_another_run(self.folder, differing)
+            corpora.discard(self.folder / "data")  # no more is made yet: the recipe may change
+        else:
+            return
+        write_json(path, {"config": resolved, **environment()})
 
     @cached_property
     def corpus(self) -> corpora.Corpus:
@@ -206,7 +213,7 @@ class Run:
         student, report = copy_with_report(
             teacher, settings.depth, settings.num_layers or None, keep_token_ids=keep
         )
-        (self.folder / "copied.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_atomically(self.folder / "copied.md", [report.to_markdown().encode()])
         models.save_folder(folder, student, tokenizer)
         before = sum(part.parameters_before for part in report.parts)
         after = sum(part.parameters_after for part in report.parts)
@@ -301,8 +308,8 @@ class Run:
         paths = [self.metrics_path]
         if self.finetuned is not None:
             paths.insert(0, self.finetuned.metrics_path)
-        lines = [line for path in paths if path.exists() for line in path.open(encoding="utf-8")]
-        return [json.loads(line) for line in lines]
+        texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
+        return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
 def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

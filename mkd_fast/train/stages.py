@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mkd_fast.evaluate.plots import write_plots
 from mkd_fast.evaluate.report import ModelResult, results_table, write_report
+from mkd_fast.files import writing_into
 from mkd_fast.train import progress
 from mkd_fast.train.config import load
 from mkd_fast.train.run import COPIED, SCRATCH, STUDENT, TEACHER, Run
@@ -56,7 +57,8 @@ def evaluate(run: Run) -> DistillResult:
     """Score every model of the run, write report and plots, and print the table."""
     names = [TEACHER, COPIED, STUDENT] + [SCRATCH] * run.config.scratch.enabled
     results = tuple(run.result(name) for name in names)
-    write_report(results, run.folder)
-    write_plots(results, run.metric_rows(), run.folder)
+    with writing_into(run.folder):
+        write_report(results, run.folder)
+        write_plots(results, run.metric_rows(), run.folder)
     progress.console.print(results_table(results).to_rich())
     return DistillResult(run.folder, run.trained(STUDENT), results)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mkd_fast.checks import train as checks
 from mkd_fast.data.batches import Batch
-from mkd_fast.files import make_folder, write_atomically
+from mkd_fast.files import make_folder, write_atomically, writing_into
 from mkd_fast.losses import LossOutput
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class StepLog:
         speed = (self.tokens - self._tokens_before) / seconds
         row = {"model": self._model, "step": self._step, **means, "learning_rate": learning_rate}
         row |= {"tokens_per_s": speed, "wait_share": self._wait_seconds / seconds}
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing_into(self._path.parent), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._sums.zero_()
         self._written_step, self._tokens_before = self._step, self.tokens

@@ -1,0 +1,124 @@
+"""A whole recipe so small that it runs in seconds: an encoder, its tokenizer, and labelled text."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+LABELS = ("dim", "off", "on")
+# Half of a language's words are names, so that sentences without a word of the task abound.
+WORDS = {
+    "de": {"dim": "dimme", "off": "aus", "on": "an", "rooms": ("küche", "flur", "bad", "stube")},
+    "en": {"dim": "darken", "off": "off", "on": "on", "rooms": ("kitchen", "hall", "bath", "den")},
+    "sw": {"dim": "fifisha", "off": "zima", "on": "washa", "rooms": ("jiko", "bafu", "ukumbi")},
+}
+RECIPE = """
+[run]
+folder = "{folder}"
+
+[data]
+source = "files"
+train = "{train}"
+test = "{test}"
+max_length = 12
+
+[teacher]
+model = "{encoder}"
+
+[finetune]
+epochs = 2
+batch_size = 8
+learning_rate = 2e-3
+checkpoint_every = 3
+log_every = 2
+
+[loss]
+temperature = 2.0
+ce_weight = 0.5
+hidden_weight = 1.0
+
+[train]
+epochs = 2
+batch_size = 8
+learning_rate = 2e-3
+checkpoint_every = 3
+log_every = 2
+"""
+
+Row = dict[str, str]
+
+
+def sentences(languages: Sequence[str], lamps: Sequence[str]) -> list[Row]:
+    """A row for each language, label, room and lamp."""
+    return [
+        {"text": f"{words[label]} {room} {lamp}", "label": label, "language": language}
+        for language in languages
+        for words in [WORDS[language]]
+        for label in LABELS
+        for room in words["rooms"]
+        for lamp in lamps
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> Path:
+    """Write JSONL."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Words and their letters as Unigram pieces: `<s> <pad> </s> <unk>` first."""
+    rows = sentences(tuple(WORDS), ("lamp", "light", "lantern"))
+    words = sorted({f"▁{word}" for row in rows for word in row["text"].split()})
+    letters = sorted(set("".join(words)) | set("abcdefghijklmnopqrstuvwxyz"))
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *words, *letters]
+    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def write_encoder(folder: Path, seed: int = 0) -> Path:
+    """A random encoder of four layers, as ``save_pretrained`` writes it."""
+    torch.manual_seed(seed)
+    pieces = tokenizer()
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=16,
+        pad_token_id=pieces.pad_token_id,
+    )
+    BertModel(config).save_pretrained(folder)
+    pieces.save_pretrained(folder)
+    return folder
+
+
+def write_job(folder: Path, run_folder: str = "run") -> Path:
+    """Encoder, text in two seen languages and one unseen, and the recipe; returns its path."""
+    train = write_rows(folder / "train.jsonl", sentences(("de", "en"), ("lamp", "light")))
+    test = write_rows(folder / "test.jsonl", sentences(("de", "en", "sw"), ("lantern",)))
+    recipe = folder / "recipe.toml"
+    recipe.write_text(
+        RECIPE.format(
+            folder=folder / run_folder,
+            train=train,
+            test=test,
+            encoder=write_encoder(folder / "encoder"),
+        ),
+        encoding="utf-8",
+    )
+    return recipe
