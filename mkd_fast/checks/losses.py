@@ -166,6 +166,16 @@ def not_fused(reason: str) -> RuntimeError:
     )
 
 
+def double_backward() -> RuntimeError:
+    """A second derivative would silently lack this loss."""
+    return runtime_error(
+        "kd_loss",
+        "the fused loss has no second derivative",
+        "create_graph=True",
+        "Pass impl='eager', which has one.",
+    )
+
+
 def second_backward() -> RuntimeError:
     """The fused gradient was handed out already."""
     return runtime_error(

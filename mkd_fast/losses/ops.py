@@ -5,7 +5,6 @@ The schemas exist whether or not a binary does. C++ (``csrc/``) implements them 
 forward pass; backward hands the gradient out, scaled in place by the incoming one.
 """
 
-import functools
 from collections.abc import Sequence
 from importlib import util
 from typing import Any
@@ -91,8 +90,7 @@ _library.impl("dense_kd", _dense_kd_triton, "CUDA")
 _library.impl("scale_", _scale_triton, "CUDA")
 
 
-@functools.cache
-def load_cpp() -> str | None:
+def _load_cpp() -> str | None:
     """Load the C++ kernels; return None, or why there are none."""
     library = util.find_spec("mkd_fast._mkd_fast_cpu")
     if library is None:
@@ -104,16 +102,16 @@ def load_cpp() -> str | None:
     return None
 
 
-load_cpp()
+# What is missing, by device type; found out once, since torch.compile cannot look for it.
+_MISSING_KERNELS = {
+    "cpu": _load_cpp(),
+    "cuda": None if util.find_spec("triton") else "triton is not installed",
+}
 
 
 def missing_kernels(device_type: str) -> str | None:
     """None where this device type has fused kernels, else what is missing."""
-    if device_type == "cpu":
-        return load_cpp()
-    if device_type == "cuda":
-        return None if util.find_spec("triton") else "triton is not installed"
-    return f"there are no kernels for device type {device_type!r}"
+    return _MISSING_KERNELS.get(device_type, f"device type {device_type!r} has no kernels")
 
 
 def not_fusible(rows: Rows, spec: LossSpec) -> str | None:
@@ -168,9 +166,10 @@ class _DenseKD(torch.autograd.Function):
         return loss, kd, ce, hidden
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():  # create_graph=True
+                raise checks.double_backward()
             if ctx.is_spent:
                 raise checks.second_backward()
             ctx.is_spent = True
