@@ -42,7 +42,7 @@ from mkd_fast.kernels.arguments import (
 )
 from mkd_fast.kernels.dense_kd_rows import dense_kd_rows
 from mkd_fast.kernels.dense_kd_tile import dense_kd_tile
-from mkd_fast.kernels.launch import Launch, LaunchConfig, capability_of, dense_kd_config
+from mkd_fast.kernels.launch import Launch, LaunchConfig, dense_kd_config, warp_size_of
 from mkd_fast.kernels.tokens import count_tokens
 from mkd_fast.kernels.totals import combine_values, reduce_values
 
@@ -54,11 +54,11 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]
 
 
 class Traffic(NamedTuple):
-    """What a launch costs at least: bytes requested from memory, operations, exponentials."""
+    """What a launch costs: bytes requested from memory, arithmetic operations, exponentials."""
 
-    bytes: int
-    flops: int
-    exponentials: int
+    num_bytes: int
+    num_operations: int
+    num_exponentials: int
 
 
 def traffic(
@@ -68,39 +68,37 @@ def traffic(
     student_bytes: int,
     teacher_bytes: int,
     divergence: str = "forward_kl",
-    sweeps: int | None = None,
-    with_grad: bool = True,
-    own_temperature_ce: bool = False,
+    has_gradient: bool = True,
+    has_tempered_labels: bool = False,
 ) -> Traffic:
-    """Bytes and operations of ``dense_kd`` on ``[num_rows, vocab_size]`` logits.
+    """What ``dense_kd`` requests and computes for ``[num_rows, vocab_size]`` logits.
 
     Args:
-        num_rows, vocab_size: N and V.
-        student_bytes, teacher_bytes: bytes of one logit of either side.
+        num_rows: N.
+        vocab_size: V.
+        student_bytes: of one logit of the student.
+        teacher_bytes: of one logit of the teacher.
         divergence: as in LossSpec.
-        sweeps: how often each logit is read; None: what the kernel does at this width.
-        with_grad: whether the gradient is written.
-        own_temperature_ce: whether there are labels and T is not 1, which costs a further
-            exponential a sweep.
+        has_gradient: whether the gradient is written.
+        has_tempered_labels: whether there are labels and T is not 1, which costs one more
+            exponential whenever a logit is read.
     """
-    if sweeps is None:
-        config = dense_kd_config(vocab_size, student_bytes, (9, 0))
-        sweeps = num_sweeps(config, divergence, with_grad)
-    num_logits = num_rows * vocab_size
-    written = student_bytes if with_grad else 0
-    exponentials = sweeps * (2 + own_temperature_ce)
-    return Traffic(
-        bytes=num_logits * (sweeps * (student_bytes + teacher_bytes) + written),
-        flops=num_logits * (sweeps * 8 + 12),
-        exponentials=num_logits * exponentials,
+    config = dense_kd_config(
+        vocab_size,
+        logit_bytes=(student_bytes, teacher_bytes),
+        divergence=divergence,
+        is_aligned=vocab_size % 8 == 0,
     )
-
-
-def num_sweeps(config: LaunchConfig, divergence: str, with_grad: bool) -> int:
-    """How often a kernel reads each logit."""
-    if config.kernel == "tile":
-        return 1
-    return 3 if divergence == "jsd" and with_grad else 2
+    num_reads = 1
+    if config.kernel == "rows":
+        num_reads = 3 if divergence == "jsd" and has_gradient else 2
+    num_logits = num_rows * vocab_size
+    written_bytes = student_bytes if has_gradient else 0
+    return Traffic(
+        num_bytes=num_logits * (num_reads * (student_bytes + teacher_bytes) + written_bytes),
+        num_operations=num_logits * (8 * num_reads + 12),  # shift, scale, add, max; then p, q, D
+        num_exponentials=num_logits * num_reads * (3 if has_tempered_labels else 2),
+    )
 
 
 def dense_kd(
@@ -125,18 +123,16 @@ def dense_kd(
         [with_contiguous_columns(layer) for layer in teacher_hidden],
         None if hidden_mask is None else hidden_mask.contiguous(),
     )
-    launches, results = plan(inputs, Options(**options), capability_of(student.device))
+    launches, results = plan(inputs, Options(**options), warp_size_of(student.device))
     for launch in launches:
         launch.run()
     return results
 
 
-def plan(
-    inputs: Inputs, options: Options, capability: tuple[int, int]
-) -> tuple[list[Launch], Results]:
+def plan(inputs: Inputs, options: Options, warp_size: int) -> tuple[list[Launch], Results]:
     """The launches that compute the op, none of them run yet, and what they will write."""
     student = inputs.student
-    config = dense_kd_config(student.shape[1], student.element_size(), capability)
+    config = _config(inputs, options, warp_size)
     buffers = _Buffers.for_launch(inputs, options, config)
     launches = []
     denominator = inputs.num_tokens if options.reduction == "mean" else None
@@ -149,6 +145,20 @@ def plan(
     last_launch, values = finish(inputs, options, buffers, denominator)
     grad_student = student.new_empty(0) if buffers.grad_student is None else buffers.grad_student
     return [*launches, last_launch], (*values, grad_student, buffers.grad_hidden)
+
+
+def _config(inputs: Inputs, options: Options, warp_size: int) -> LaunchConfig:
+    num_columns = inputs.student.shape[1]
+    sides = (inputs.student, inputs.teacher)
+    layers = (*inputs.student_hidden, *inputs.teacher_hidden)
+    return dense_kd_config(
+        num_columns,
+        logit_bytes=(inputs.student.element_size(), inputs.teacher.element_size()),
+        hidden_bytes=min((layer.element_size() for layer in layers), default=4),
+        divergence=options.resolved_divergence,
+        warp_size=warp_size,
+        is_aligned=row_alignment(*(side.stride(0) for side in sides), num_columns) == 8,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +277,7 @@ def _reduce_launch(
         "hidden": hidden,
         "BLOCK": _BLOCK,
     }
-    return Launch(reduce_values, 1, arguments, num_warps=4), (loss, kd, ce, hidden)
+    return Launch(reduce_values, 1, arguments, num_warps=8), (loss, kd, ce, hidden)
 
 
 def _combine_launch(

@@ -60,7 +60,7 @@ def _read(
     )
     logits = logits_of(stored, side.logit_scale)
     if LAYOUT == "shifted" or side.logit_scale is not None:
-        logits = tl.where((column >= 0) & (column < V), logits, -float("inf"))
+        logits = tl.where(column.to(tl.uint32, bitcast=True) < V, logits, -float("inf"))
     return logits
 
 
@@ -77,7 +77,7 @@ def _write(
         is_written = (start + tl.arange(0, BLOCK // GROUP) * GROUP < num_columns)[:, None]
         tl.store(target, value, mask=is_written, eviction_policy="evict_first")
     else:
-        is_written = (offset >= shift) & (offset - shift < num_columns)
+        is_written = (offset - shift).to(tl.uint32, bitcast=True) < num_columns
         is_inner = (LAYOUT == "shifted") & (start >= shift) & (start + BLOCK - shift <= num_columns)
         if is_inner:
             tl.store(target, value, eviction_policy="evict_first")
@@ -198,7 +198,8 @@ def _sweep(
 
 @triton.jit
 def _row(
-    student, teacher, tokens, terms, grad, kd_values, ce_values, row, shift, first_g, V, num_columns,
+    student, teacher, tokens, terms, grad, kd_values, ce_values, row, shift, first_g,
+    V, num_columns,
     DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip

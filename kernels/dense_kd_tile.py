@@ -101,7 +101,8 @@ def dense_kd_tile(
     if program < num_programs:
         _tile(
             student, teacher, tokens, terms, grad, kd_values, ce_values, program,
-            V, num_columns, ALIGNMENT, DIVERGENCE, KD_GRAD, CE_GRAD, OWN_SUM, PER_TOKEN, ROWS, BLOCK,
+            V, num_columns, ALIGNMENT, DIVERGENCE, KD_GRAD, CE_GRAD, OWN_SUM, PER_TOKEN,
+            ROWS, BLOCK,
         )  # fmt: skip
     elif len(WIDTHS) > 0:
         hidden_error(

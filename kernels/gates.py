@@ -193,3 +193,134 @@ def _occupancy(target: str, num_warps: int, registers: int, shared_bytes: int) -
     if shared_bytes:
         blocks = min(blocks, memory // (shared_bytes + reserved))
     return blocks * num_warps / max_warps
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shape and its options, as a key of the launch table sees them."""
+
+    name: str
+    num_columns: int
+    divergence: str = "forward_kl"
+    student: torch.dtype = torch.bfloat16
+    teacher: torch.dtype = torch.bfloat16
+    hidden: torch.dtype = torch.bfloat16
+    temperature: float = 2.0
+    reduction: str = "mean"
+    has_gradient: bool = True
+
+    def launches(self, warp_size: int) -> list[Launch]:
+        """Everything that one call launches, planned on the meta device."""
+        num_tokens, num_positions = 512, 16
+
+        def tensor(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        def layers(dtype: torch.dtype) -> list[Tensor]:
+            return [tensor(num_tokens, num_positions, width, dtype=dtype) for width in (384, 768)]
+
+        inputs = Inputs(
+            student=tensor(num_tokens, self.num_columns, dtype=self.student),
+            teacher=tensor(num_tokens, self.num_columns, dtype=self.teacher),
+            labels=tensor(num_tokens, dtype=torch.int64),
+            mask=tensor(num_tokens, dtype=torch.bool),
+            num_tokens=None,
+            student_hidden=layers(self.hidden),
+            teacher_hidden=layers(self.teacher),
+            hidden_mask=tensor(num_tokens, num_positions, dtype=torch.bool),
+        )
+        options = Options(
+            divergence=self.divergence,
+            beta=0.5,
+            temperature=self.temperature,
+            teacher_temperature=self.temperature,
+            logit_scale=1.0,
+            teacher_logit_scale=1.0,
+            kd_scale=self.temperature**2,
+            kd_weight=1.0,
+            ce_weight=0.5,
+            hidden_weight=0.5,
+            vocab_size=self.num_columns,
+            ignore_index=-100,
+            reduction=self.reduction,
+            needs_grad_student=self.has_gradient,
+            needs_grad_hidden=self.has_gradient,
+        )
+        launches, _ = plan(inputs, options, warp_size)
+        is_first = self == CASES[0]
+        scaled = inputs.student
+        for scale in (scaled.new_empty(()), scaled.new_empty(num_tokens)) if is_first else ():
+            launches.append(launch_of_scale(scaled, scale))
+        return launches if is_first else [launch for launch in launches if launch.grid > 1]
+
+
+_FLOAT32 = {"student": torch.float32, "teacher": torch.float32, "hidden": torch.float32}
+# Each kernel with the divergences that use most registers, at each entry of the launch table.
+CASES = (
+    Case("64 columns", 64),
+    Case("28 intents, jsd", 32, "jsd", **_FLOAT32),
+    Case("longest tile, jsd", 8192, "jsd"),
+    Case("longest tile, jeffreys", 8192, "jeffreys", **_FLOAT32),
+    Case("32k", 32000),
+    Case("32k, float32 teacher", 32000, "jsd", teacher=torch.float32),
+    Case("128k, reverse", 128256, "reverse_kl"),
+    Case("128k, jeffreys, float32", 128256, "jeffreys", **_FLOAT32),
+    Case("XLM-R, rows not aligned", 250002, "jeffreys"),
+    Case("XLM-R, jsd, one value a token", 250002, "jsd", reduction="none"),
+)
+
+
+def all_cases() -> Iterator[Case]:
+    """The full grid: table entries x divergences x dtypes x temperature x gradient or not."""
+    columns = (16, 64, 256, 1024, 4096, 8192, 32000, 250002)
+    divergences = ("forward_kl", "reverse_kl", "jeffreys", "jsd")
+    dtypes = (
+        {},
+        _FLOAT32,
+        {"teacher": torch.float32},
+        {"student": torch.float16, "hidden": torch.float16},
+    )
+    grid = itertools.product(columns, divergences, dtypes, (1.0, 2.0), (True, False))
+    for num_columns, divergence, kinds, temperature, has_gradient in grid:
+        case = Case("", num_columns, divergence, temperature=temperature, **kinds)
+        kind = "/".join(str(dtype)[6:] for dtype in (case.student, case.teacher))
+        name = f"{num_columns} {divergence} {kind} T={temperature:g} grad={has_gradient}"
+        yield dataclasses.replace(case, name=name, has_gradient=has_gradient)
+
+
+def reports(cases: Iterator[Case] | tuple[Case, ...]) -> Iterator[Report]:
+    """Compile the launches of the cases for every target."""
+    for case in cases:
+        for target in TARGETS:
+            for launch in case.launches(64 if target == "gfx942" else 32):
+                yield compile_launch(case.name, launch, target)
+
+
+def main() -> None:
+    """Print the table; exit with 1 if anything spills."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="the full grid, tens of minutes")
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    arguments = parser.parse_args()
+    has_spilled = False
+    out = sys.stdout
+    if not arguments.json:
+        out.write("target  warps  regs  spill  shared  16 B/other loads  stores  occupancy  case\n")
+    for report in reports(all_cases() if arguments.all else CASES):
+        has_spilled |= report.spill_bytes > 0
+        if arguments.json:
+            out.write(json.dumps(dataclasses.asdict(report)) + "\n")
+        else:
+            loads = f"{report.wide_loads}/{report.narrow_loads}"
+            stores = f"{report.wide_stores}/{report.narrow_stores}"
+            out.write(
+                f"{report.target:7} {report.num_warps:5} {report.registers:5} "
+                f"{report.spill_bytes:6} {report.shared_bytes:7} {loads:>17} {stores:>7} "
+                f"{report.occupancy:10.0%}  {report.name}\n"
+            )
+        out.flush()
+    sys.exit(has_spilled)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,9 @@ import torch
 # V vocabulary
 
 _TILE_COLUMNS = 8192  # a pair of longer rows does not stay in registers
-_TILE_ELEMENTS = 2048  # of a tile of small rows: 16 a thread in 4 warps
+_UNALIGNED_TILE_COLUMNS = 1024
+_TILE_ELEMENTS = 1024  # of small rows: 8 a thread of either side, about 64 registers
+_HIDDEN_COLUMNS = 128
 
 
 @dataclass(frozen=True)
@@ -47,27 +49,55 @@ class Launch:
             self.kernel[(self.grid,)](**self.arguments, **options)
 
 
-def dense_kd_config(num_columns: int, itemsize: int, capability: tuple[int, int]) -> LaunchConfig:
-    """The configuration for rows of ``num_columns`` logits of ``itemsize`` bytes.
+def dense_kd_config(
+    num_columns: int,
+    *,
+    logit_bytes: tuple[int, int],
+    hidden_bytes: int = 4,
+    divergence: str,
+    warp_size: int = 32,
+    is_aligned: bool = True,
+) -> LaunchConfig:
+    """The configuration for rows of ``num_columns`` logits.
+
+    The numbers come from the compile gates (gates.py): the largest blocks that do not spill on any
+    target, and two blocks of 512 threads on a multiprocessor where that is to be had.
 
     Args:
-        num_columns: V of the wider side.
-        itemsize: bytes of a student's logit.
-        capability: of the CUDA device; (9, 4) for gfx942.
+        num_columns: of the student's rows.
+        logit_bytes: of one logit of the student and of the teacher.
+        hidden_bytes: of one hidden state, of the narrowest layer.
+        divergence: jsd keeps more values at once and gets a smaller block.
+        warp_size: threads in a warp of the device.
+        is_aligned: whether every row begins at a multiple of 16 bytes. Long rows that do not are
+            left to "rows", which can read them in whole vectors all the same.
     """
-    if num_columns <= _TILE_COLUMNS:
+    if num_columns <= (_TILE_COLUMNS if is_aligned else _UNALIGNED_TILE_COLUMNS):
+        kernel: Literal["tile", "rows"] = "tile"
         block = max(16, _next_power_of_two(num_columns))
         rows = max(1, _TILE_ELEMENTS // block)
-        num_warps = min(16, max(4, rows * block // 512))
-        return LaunchConfig("tile", rows, block, num_warps, 4 * num_warps, 128)
-    num_warps = 8 if num_columns <= 65536 else 16
-    return LaunchConfig("rows", 1, num_warps * 512, num_warps, 4 * num_warps, 128)
+        num_threads = min(512, max(128, rows * block // 8))
+    else:
+        kernel, rows, num_threads = "rows", 1, 512
+        # Two 16-byte loads a thread of the wider side, one of the narrower for jsd.
+        per_thread = 16 // min(logit_bytes) if divergence == "jsd" else 32 // max(logit_bytes)
+        block = num_threads * per_thread
+    return LaunchConfig(
+        kernel,
+        rows,
+        block,
+        num_warps=num_threads // warp_size,
+        hidden_rows=num_threads * 16 // hidden_bytes // _HIDDEN_COLUMNS,
+        hidden_block=_HIDDEN_COLUMNS,
+    )
 
 
 def _next_power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def capability_of(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a device; that of Ampere where there is none to ask."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+def warp_size_of(device: torch.device) -> int:
+    """Threads in a warp of a device; 32 where the interpreter stands in for one."""
+    if device.type != "cuda":
+        return 32
+    return int(torch.cuda.get_device_properties(device).warp_size)
