@@ -13,6 +13,7 @@ from mkd_fast.checks.wording import (
     type_error,
     value_error,
 )
+from mkd_fast.checks.wording import not_negative as not_negative
 from mkd_fast.checks.wording import one_of as one_of
 from mkd_fast.checks.wording import positive as positive
 

@@ -15,6 +15,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from mkd_fast.checks import train as checks
 from mkd_fast.losses.spec import LossSpec
+from mkd_fast.student.depth import DEPTHS
+from mkd_fast.teacher.kept import num_kept
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -101,10 +103,11 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         place = "recipe: [finetune], [train]"
-        for key in ("epochs", "batch_size", "checkpoint_every", "log_every"):
+        for key in ("epochs", "batch_size", "learning_rate", "max_grad_norm"):
             checks.positive(place, key, getattr(self, key))
-        for key in ("learning_rate", "max_grad_norm"):
+        for key in ("checkpoint_every", "log_every"):
             checks.positive(place, key, getattr(self, key))
+        checks.not_negative(place, "weight_decay", self.weight_decay)
         if not 0.0 <= self.warmup <= 1.0:
             raise checks.share_out_of_range(place, "warmup", self.warmup)
 
@@ -136,6 +139,11 @@ class CaptureConfig:
     batch_size: int = 64
     shard_megabytes: int = 256
 
+    def __post_init__(self) -> None:
+        num_kept(self.keep)  # which refuses what is neither
+        for key in ("batch_size", "shard_megabytes"):
+            checks.positive("recipe: [capture]", key, getattr(self, key))
+
 
 @dataclass(frozen=True)
 class StudentConfig:
@@ -152,6 +160,11 @@ class StudentConfig:
     num_layers: int = 0
     vocabulary: Literal["used", "all"] = "used"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.depth, str):
+            checks.one_of("recipe: [student]", "depth", self.depth, DEPTHS)
+        checks.not_negative("recipe: [student]", "num_layers", self.num_layers)
+
 
 @dataclass(frozen=True)
 class ScratchConfig:
@@ -165,6 +178,9 @@ class ScratchConfig:
     enabled: bool = True
     learning_rate: float = 5e-4
 
+    def __post_init__(self) -> None:
+        checks.positive("recipe: [scratch]", "learning_rate", self.learning_rate)
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -175,6 +191,9 @@ class EvaluateConfig:
     """
 
     batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        checks.positive("recipe: [evaluate]", "batch_size", self.batch_size)
 
 
 @dataclass(frozen=True)

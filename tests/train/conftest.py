@@ -1,0 +1,56 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_job
+import torch
+
+import mkd_fast
+from mkd_fast.train import DistillResult
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models of this size spend their time waking threads; and sums keep their order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where fine-tuned teachers are kept: each test has its own place."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("MKD_FAST_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> DistillResult:
+    """An undisturbed run of the tiny job; only to be read."""
+    folder = tmp_path_factory.mktemp("finished")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MKD_FAST_HOME", str(folder / "home"))
+        result = mkd_fast.distill(tiny_job.write_job(folder))
+    torch.set_num_threads(threads)
+    return result
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """The tiny job, not yet run."""
+    return tiny_job.write_job(tmp_path)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Metric rows without what the clock decides."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {key: value for key, value in row.items() if key not in ("tokens_per_s", "wait_share")}
+        for row in rows
+    ]

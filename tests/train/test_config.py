@@ -1,0 +1,250 @@
+"""Recipes: what is read, and every way in which one can be wrong."""
+
+import dataclasses
+import errno
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mkd_fast.checks.wording import is_ours
+from mkd_fast.train.config import Config, from_dict, load, to_dict
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+# A value other than the default for every key, as TOML gives it.
+EVERY_KEY = {
+    "run": {"folder": "here", "seed": 3, "device": "cpu"},
+    "data": {
+        "source": "hub",
+        "train": "train",
+        "test": "validation",
+        "seen": ["de", "en"],
+        "unseen": ["sw"],
+        "hub_name": "AmazonScience/massive",
+        "hub_config": "all_1.1",
+        "text_column": "utt",
+        "label_column": "intent",
+        "language_column": "locale",
+        "train_per_intent": 2,
+        "test_per_intent": 1,
+        "text_prefix": "query: ",
+        "max_length": 9,
+    },
+    "teacher": {"model": "folder", "finetuned": True},
+    "finetune": {
+        "epochs": 1,
+        "batch_size": 2,
+        "learning_rate": 0.5,
+        "warmup": 0.0,
+        "weight_decay": 0.25,
+        "max_grad_norm": 2.0,
+        "precision": "bfloat16",
+        "freeze": ["embeddings"],
+        "checkpoint_every": 5,
+        "log_every": 6,
+    },
+    "capture": {"keep": "topk:8", "batch_size": 3, "shard_megabytes": 1},
+    "student": {"depth": "last", "num_layers": 4, "vocabulary": "all"},
+    "loss": {
+        "divergence": "alpha_beta",
+        "temperature": 2.0,
+        "teacher_temperature": 3.0,
+        "kd_weight": 0.5,
+        "ce_weight": 0.25,
+        "hidden_weight": 0.75,
+        "temperature_squared": False,
+        "beta": 0.25,
+        "alpha_beta": [0.3, 0.7],
+        "ignore_index": -1,
+        "reduction": "sum",
+        "softcap": 30.0,
+        "teacher_softcap": 20.0,
+        "logit_scale": 0.5,
+        "teacher_logit_scale": 0.25,
+    },
+    "train": {"epochs": 7},
+    "scratch": {"enabled": False, "learning_rate": 0.125},
+    "evaluate": {"batch_size": 4},
+}
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_key_of_every_section_arrives():
+    assert list(EVERY_KEY) == [field.name for field in dataclasses.fields(Config)]
+    resolved = json.loads(json.dumps(to_dict(from_dict(EVERY_KEY))))
+    defaults = to_dict(Config())
+    for section, values in EVERY_KEY.items():
+        if section != "train":  # of the same class as finetune
+            assert set(values) == set(defaults[section])
+        for key, value in values.items():
+            assert resolved[section][key] == value != defaults[section][key]
+
+
+def test_a_config_written_down_reads_back_as_it_was():
+    config = from_dict(EVERY_KEY)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_an_empty_recipe_is_all_defaults(tmp_path):
+    assert load(write(tmp_path, "")) == Config()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_that_we_ship_load(path):
+    assert load(path).run.folder == f"runs/{path.stem}"
+
+
+def test_recipes_are_found():
+    assert RECIPES
+
+
+@pytest.mark.parametrize(
+    ("depth", "wanted"), [('"first"', "first"), ("[1, 3]", (1, 3)), ("[]", ())]
+)
+def test_depth_is_a_name_or_a_list(tmp_path, depth, wanted):
+    assert load(write(tmp_path, f"[student]\ndepth = {depth}")).student.depth == wanted
+
+
+def test_whole_numbers_do_for_fractions(tmp_path):
+    rate = load(write(tmp_path, "[train]\nlearning_rate = 1")).train.learning_rate
+    assert (rate, type(rate)) == (1.0, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("[tran]", ValueError, "sections must be known, got [tran]. Did you mean 'train'?"),
+        ("[train]\nepoch = 1", ValueError, "[train]: keys must be known, got 'epoch'. Did you"),
+        ("[loss]\ntemprature = 1.0", ValueError, "Did you mean 'temperature'?"),
+        ("[evaluate]\nxyz = 1", ValueError, "got 'xyz'. Known: 'batch_size'."),
+        ("epochs = 1", ValueError, "sections must be known, got [epochs]."),
+        ("train = 1", TypeError, "keys must stand in a section, got 'train' outside of any."),
+        ('[train]\nepochs = "3"', TypeError, "[train]: epochs must be int, got '3'."),
+        ("[train]\nepochs = 3.0", TypeError, "epochs must be int, got 3.0."),
+        ("[train]\nepochs = true", TypeError, "epochs must be int, got True."),
+        ("[train]\nlearning_rate = true", TypeError, "learning_rate must be float, got True."),
+        ('[train]\nfreeze = "a"', TypeError, "freeze must be tuple[str, ...], got 'a'."),
+        ("[train]\nfreeze = [1]", TypeError, "freeze must be str, got 1."),
+        ("[scratch]\nenabled = 1", TypeError, "enabled must be bool, got 1."),
+        ('[student]\ndepth = ["a"]', TypeError, "depth must be str | tuple[int, ...], got ['a']."),
+        ("[student]\ndepth = 1.5", TypeError, "depth must be str | tuple[int, ...], got 1.5."),
+        ("[loss]\nalpha_beta = [1.0]", TypeError, "alpha_beta must be"),
+        ('[data]\nsource = "file"', ValueError, "got 'file'. Did you mean 'files'?"),
+        ("[data]\nsource = 3", ValueError, "source must be a known name, got 3."),
+        ('[train]\nprecision = "fp16"', ValueError, "precision must be a known name, got 'fp16'."),
+        ('[loss]\ndivergence = "forward"', ValueError, "Did you mean 'forward_kl'?"),
+        ("[loss]\ntemperature = -1.0", ValueError, "temperature must be positive, got -1.0."),
+        ("[train]\nepochs = 0", ValueError, "[train]: epochs must be positive, got 0."),
+        ("[train]\nbatch_size = -8", ValueError, "batch_size must be positive, got -8."),
+        ("[finetune]\nlog_every = 0", ValueError, "log_every must be positive, got 0."),
+        ("[train]\ncheckpoint_every = 0", ValueError, "checkpoint_every must be positive, got 0."),
+        ("[train]\nlearning_rate = 0.0", ValueError, "learning_rate must be positive, got 0.0."),
+        ("[train]\nmax_grad_norm = nan", ValueError, "max_grad_norm must be positive, got nan."),
+        ("[train]\nweight_decay = -0.1", ValueError, "weight_decay must be zero or positive"),
+        ("[scratch]\nlearning_rate = -1.0", ValueError, "[scratch]: learning_rate must be"),
+        ("[evaluate]\nbatch_size = 0", ValueError, "[evaluate]: batch_size must be positive"),
+        ("[capture]\nbatch_size = 0", ValueError, "[capture]: batch_size must be positive"),
+        ("[capture]\nshard_megabytes = 0", ValueError, "shard_megabytes must be positive, got 0"),
+        ('[capture]\nkeep = "topk:0"', ValueError, "got 'topk:0'"),
+        ('[student]\ndepth = "strid"', ValueError, "[student]: depth must be a known name"),
+        ("[student]\nnum_layers = -1", ValueError, "num_layers must be zero or positive, got -1"),
+        ("[train]\nwarmup = 10", ValueError, "warmup must lie in [0, 1], got 10.0."),
+        ('[data]\nseen = ["a", "b"]\nunseen = ["b"]', ValueError, "seen or unseen, got b as both."),
+        ("[train", ValueError, "must be TOML, got"),
+        ("[train]\nepochs = three", ValueError, "(at line 2, column 10). Mend that line."),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, text, kind, message):
+    with pytest.raises(kind, match=re.escape(message)) as caught:
+        load(write(tmp_path, text))
+    assert is_ours(caught.value)
+
+
+def test_the_recipe_is_named(tmp_path):
+    path = write(tmp_path, "[train]\nepoch = 1")
+    with pytest.raises(ValueError, match=re.escape(f"{path}: [train]: keys must be known")):
+        load(path)
+
+
+def test_a_recipe_that_is_not_utf8(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b'[run]\nfolder = "\xff"')
+    with pytest.raises(ValueError, match="must be TOML, got 'utf-8' codec"):
+        load(path)
+
+
+def test_a_missing_recipe(tmp_path):
+    message = f"{tmp_path / 'absent.toml'} must be a recipe, a TOML file, got No such file"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)) as caught:
+        load(tmp_path / "absent.toml")
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_a_folder_for_a_recipe(tmp_path):
+    with pytest.raises(IsADirectoryError, match="must be a recipe, a TOML file") as caught:
+        load(tmp_path)
+    assert is_ours(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("train.epochs", "7", 7),
+        ("train.learning_rate", "1e-3", 1e-3),
+        ("run.folder", "runs/my run", "runs/my run"),  # no quotes needed
+        ("run.folder", '"runs/quoted"', "runs/quoted"),
+        ("data.seen", '["en", "de"]', ("en", "de")),
+        ("student.depth", "[0, 2]", (0, 2)),
+        ("student.depth", "last", "last"),
+        ("scratch.enabled", "false", False),
+        ("teacher.model", "./a=b", "./a=b"),
+    ],
+)
+def test_overrides_replace_what_the_recipe_says(tmp_path, name, value, wanted):
+    path = write(tmp_path, '[run]\nfolder = "other"\n[train]\nepochs = 2')
+    section, _, key = name.partition(".")
+    assert getattr(getattr(load(path, {name: value}), section), key) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "message"),
+    [
+        ("epochs", "3", ValueError, "--set takes section.key=value, got 'epochs'."),
+        ("train.", "3", ValueError, "--set takes section.key=value, got 'train.'."),
+        ("tran.epochs", "3", ValueError, "Did you mean 'train'?"),
+        ("train.epoch", "3", ValueError, "Did you mean 'epochs'?"),
+        ("train.epochs", "many", TypeError, "epochs must be int, got 'many'."),
+        ("loss.x", "3", TypeError, "keys must stand in a section, got 'loss' outside of any."),
+    ],
+)
+def test_overrides_are_checked_as_the_recipe_is(tmp_path, name, value, kind, message):
+    with pytest.raises(kind, match=re.escape(message)):
+        load(write(tmp_path, "loss = 1\n" if name == "loss.x" else ""), {name: value})
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+_KEYS = sorted({key for values in EVERY_KEY.values() for key in values})
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from([*EVERY_KEY, "other"]), st.sampled_from([*_KEYS, "other"]), _VALUES)
+def test_whatever_stands_in_a_recipe_is_taken_or_refused_in_our_words(section, key, value):
+    try:
+        config = from_dict({section: {key: value}})
+    except (ValueError, TypeError) as error:
+        assert is_ours(error)  # noqa: PT017 - either is right
+    else:
+        written = json.loads(json.dumps(to_dict(config)))
+        assert repr(from_dict(written)) == repr(config)  # by repr: nan is not itself
