@@ -28,7 +28,11 @@
 // backwards, so that what does is used. Operations a column: 2 exponentials (about 10
 // instructions each for a whole register) in each sweep, one more for CE unless T_s is 1 or 2,
 // where exp(z) is e_s or its square; one logarithm in each sweep of JSD after the first.
-// Exponentials are taken again rather than kept: they cost less than moving them.
+// Rows of one block (small label sets) keep e_s and e_t in the first-level cache for the last
+// sweep, and up to 16 of 64 columns go through each sweep together, which hides the latencies of
+// their short sums; in longer rows exponentials cost less to take again than to move.
+// A fresh gradient costs more in page faults than in arithmetic, hence huge pages, and stores that
+// pass the caches by.
 //
 // Saved for backward: the gradients, complete but for the incoming factor (scale.cpp).
 //

@@ -13,10 +13,12 @@ constexpr float kNothing = -__builtin_inff();
 enum class Label { kNone, kSame, kSquare, kOwn };  // no label, T = 1, T = 2, any other T
 
 // One row on its way. s and t point to a block of scaled logits, student's and teacher's; the last
-// sweep leaves the gradient in s.
+// sweep leaves the gradient in s. A row of one block may hold e_s and e_t there instead, so that
+// they are not computed again.
 struct Row {
   int64_t n;
   float *s, *t;
+  bool holds_exponentials;
   RowSums sums;
   RowFactors factors;
 };
@@ -36,6 +38,8 @@ class Sweeps {
 
   // First sweep: sums over the row, block by block.
   void collect(Row& row) const {
+    row.holds_exponentials =
+        !D::kNeedsLogarithms && label != Label::kOwn && op.num_columns <= kBlock;
     for (int64_t begin = 0; begin < op.num_columns; begin += kBlock) {
       const int64_t rest = op.num_columns - begin;
       const int size = rest < kBlock ? static_cast<int>(rest) : kBlock;
@@ -65,8 +69,7 @@ class Sweeps {
     RowFactors& f = row.factors;
     f.inverse_z_s = static_cast<float>(1.0 / sums.z_s);
     f.inverse_z_t = static_cast<float>(1.0 / sums.z_t);
-    f.weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale * op.logit_scale /
-                                  op.temperature);
+    f.weight = kd_weight;
     Terms terms;
     if constexpr (D::kNeedsValueSweep) {
       f.share = static_cast<float>(op.beta);
@@ -125,6 +128,8 @@ class Sweeps {
   const DenseKD& op;
   const float rate_s = static_cast<float>(kLog2E / op.temperature);
   const float rate_t = static_cast<float>(kLog2E / op.teacher_temperature);
+  const float kd_weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale *
+                                             op.logit_scale / op.temperature);
   const Label label = !op.labels              ? Label::kNone
                       : op.temperature == 1.0 ? Label::kSame
                       : op.temperature == 2.0 ? Label::kSquare
@@ -176,6 +181,10 @@ class Sweeps {
       const Vec t_s = above_s * all(rate_s);
       const Vec t_t = (load(row.t + i) - reference_t) * all(rate_t);
       const Vec e_s = exp2(t_s), e_t = exp2(t_t);
+      if (row.holds_exponentials) {
+        store(row.s + i, e_s);
+        store(row.t + i, e_t);
+      }
       z_s = z_s + e_s;
       z_t = z_t + e_t;
       if constexpr (kLabel == Label::kSquare) z_ce = fma(e_s, e_s, z_ce);
@@ -223,6 +232,9 @@ class Sweeps {
 
   template <Label kLabel>
   void gradient_block(const Row& row, float ce_weight, int size) const {
+    if constexpr (!D::kNeedsLogarithms && kLabel != Label::kOwn) {
+      if (row.holds_exponentials) return gradient_of_exponentials<kLabel>(row, ce_weight, size);
+    }
     const Vec reference_s = all(reference(row.sums.max_s));
     const Vec reference_t = all(reference(row.sums.max_t));
     for (int i = 0; i < size; i += Vec::kLanes) {
@@ -230,13 +242,30 @@ class Sweeps {
       const Vec t_t = (load(row.t + i) - reference_t) * all(rate_t);
       Vec q;
       Vec grad = D::gradient(row.factors, above_s * all(rate_s), t_t, q);
-      if constexpr (kLabel == Label::kSame) grad = fma(q, all(ce_weight), grad);
-      if constexpr (kLabel == Label::kSquare) grad = fma(q * q, all(ce_weight), grad);
       if constexpr (kLabel == Label::kOwn) {
         grad = fma(exp2(above_s * all(float(kLog2E))), all(ce_weight), grad);
+      } else {
+        grad = with_label<kLabel>(grad, q, ce_weight);
       }
       store(row.s + i, grad);
     }
+  }
+
+  template <Label kLabel>
+  void gradient_of_exponentials(const Row& row, float ce_weight, int size) const {
+    for (int i = 0; i < size; i += Vec::kLanes) {
+      const Vec e_s = load(row.s + i), e_t = load(row.t + i);
+      Vec q;
+      const Vec grad = D::gradient(row.factors, e_s, e_t, e_s, e_t, q);
+      store(row.s + i, with_label<kLabel>(grad, q, ce_weight));
+    }
+  }
+
+  template <Label kLabel>
+  static Vec with_label(Vec grad, Vec q, float ce_weight) {
+    if constexpr (kLabel == Label::kSame) return fma(q, all(ce_weight), grad);
+    if constexpr (kLabel == Label::kSquare) return fma(q * q, all(ce_weight), grad);
+    return grad;
   }
 
   // What is subtracted from logits: their maximum, unless there is nothing above -inf.
@@ -265,7 +294,7 @@ inline void run_together(const DenseKD& op, const int64_t* numbers, int count, T
   const int room = kBlock / kMostTogether;  // one row: all of the block
   const Sweeps<D> sweeps(op);
   for (int i = 0; i < count; ++i) {
-    rows[i] = {numbers[i], s + i * room, t + i * room, {}, {}};
+    rows[i] = {numbers[i], s + i * room, t + i * room, false, {}, {}};
     sweeps.collect(rows[i]);
   }
   for (int i = 0; i < count; ++i) terms[numbers[i]] = sweeps.finish(rows[i]);

@@ -53,6 +53,7 @@ template <bool kForward, bool kReverse>
 struct KL {
   static constexpr bool kNeedsForward = kForward, kNeedsReverse = kReverse;
   static constexpr bool kNeedsValueSweep = false;
+  static constexpr bool kNeedsLogarithms = kReverse;  // for its gradient, besides e_s and e_t
 
   static double value(const RowSums& sums, RowFactors& factors) {
     const double log_ratio = kLn2 * sums.log2_ratio();
@@ -71,7 +72,10 @@ struct KL {
 
   // The kd gradient of one register; q is left for the cross-entropy.
   static Vec gradient(const RowFactors& f, Vec t_s, Vec t_t, Vec& q) {
-    const Vec e_s = exp2(t_s);
+    return gradient(f, t_s, t_t, exp2(t_s), kForward ? exp2(t_t) : t_t, q);
+  }
+
+  static Vec gradient(const RowFactors& f, Vec t_s, Vec t_t, Vec e_s, Vec e_t, Vec& q) {
     q = e_s * all(f.inverse_z_s);
     Vec result = all(0.0f);
     if constexpr (kReverse) {
@@ -79,7 +83,7 @@ struct KL {
       result = q * all(f.slope) * where(above(e_s, all(0.0f)), log_term);
     }
     if constexpr (kForward) {  // exactly 0 where p and q are equal
-      const Vec p = exp2(t_t) * all(f.inverse_z_t);
+      const Vec p = e_t * all(f.inverse_z_t);
       result = fma(q - p, all(f.weight), result);
     }
     return result;
@@ -95,6 +99,7 @@ struct KL {
 struct JSD {
   static constexpr bool kNeedsForward = false, kNeedsReverse = false;
   static constexpr bool kNeedsValueSweep = true;
+  static constexpr bool kNeedsLogarithms = true;
 
   // value: a term of D. pull: q dD/dq, both in units of log2.
   static void terms(const RowFactors& f, Vec t_s, Vec t_t, Vec& value, Vec& pull, Vec& q) {
