@@ -1,7 +1,5 @@
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_job
@@ -45,12 +43,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> DistillResult:
 def recipe(tmp_path: Path) -> Path:
     """The tiny job, not yet run."""
     return tiny_job.write_job(tmp_path)
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Metric rows without what the clock decides."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        {key: value for key, value in row.items() if key not in ("tokens_per_s", "wait_share")}
-        for row in rows
-    ]

@@ -1,0 +1,136 @@
+import errno
+import re
+
+import pytest
+import tiny_job
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from mkd_fast.checks.wording import is_ours
+from mkd_fast.train import models
+
+LABELS = ("dim", "off", "on")
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    return tiny_job.write_encoder(tmp_path / "encoder")
+
+
+@pytest.fixture
+def classifier(tmp_path, encoder):
+    folder = tmp_path / "classifier"
+    model = models.load_classifier(str(encoder), LABELS, seed=3)
+    models.save_folder(folder, model, models.load_tokenizer(str(encoder)))
+    return folder
+
+
+def test_an_encoder_gets_a_head_that_the_seed_decides(encoder, capfd):
+    first, again, other = (models.load_classifier(str(encoder), LABELS, seed=s) for s in (1, 1, 2))
+    assert first.config.id2label == dict(enumerate(LABELS))
+    assert first.config.label2id == {label: n for n, label in enumerate(LABELS)}
+    assert torch.equal(first.classifier.weight, again.classifier.weight)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+    assert capfd.readouterr() == ("", "")  # a new head is what was asked for
+
+
+def test_transformers_speaks_as_before(encoder):
+    before = transformers_logging.get_verbosity()
+    models.load_classifier(str(encoder), LABELS)
+    assert transformers_logging.get_verbosity() == before
+
+
+def test_weights_are_loaded_in_float32(tmp_path, encoder):
+    model = models.load_classifier(str(encoder), LABELS)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    loaded = models.load_classifier(str(tmp_path / "half"), LABELS)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+def test_a_saved_folder_is_read_back(encoder, classifier):
+    model = models.load_classifier(str(encoder), LABELS, seed=3)
+    loaded = models.load_classifier(str(classifier), LABELS, seed=4)
+    assert all(torch.equal(p, loaded.state_dict()[n]) for n, p in model.state_dict().items())
+    assert models.labels_of(str(classifier)) == LABELS
+    assert models.num_layers_of(str(classifier)) == 4
+    text = "darken kitchen lamp"
+    same = models.load_tokenizer(str(encoder))(text) == models.load_tokenizer(str(classifier))(text)
+    assert same
+
+
+def unknown_type(folder):
+    (folder / "config.json").write_text("{}")
+
+
+def config_not_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def truncated_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def head_of_another_task(folder):
+    model = models.load_classifier(str(folder), ("only", "two"))
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "damage", [unknown_type, config_not_json, no_weights, truncated_weights, head_of_another_task]
+)
+def test_a_model_that_does_not_load_is_named(encoder, damage):
+    damage(encoder)
+    message = f"{encoder} must be a model that transformers can load, got "
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        models.load_classifier(str(encoder), LABELS)
+    assert is_ours(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [models.labels_of, models.num_layers_of, models.load_tokenizer])
+def test_a_folder_without_a_model_is_named(tmp_path, read):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} must be a model that")) as caught:
+        read(str(tmp_path))
+    assert is_ours(caught.value)
+
+
+def test_an_error_without_words_is_named_by_its_kind(tmp_path):
+    with (
+        pytest.raises(ValueError, match="can load, got OSError"),
+        models.told_by_name("x"),
+    ):
+        raise OSError
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("disk is full")]
+)
+def test_a_folder_that_cannot_be_written_leaves_none(tmp_path, encoder, monkeypatch, error):
+    model = models.load_classifier(str(encoder), LABELS)
+    tokenizer = models.load_tokenizer(str(encoder))
+
+    def fill_up(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(model, "save_pretrained", fill_up)
+    with pytest.raises(OSError, match="must be a folder that can be written, got") as caught:
+        models.save_folder(tmp_path / "student", model, tokenizer)
+    assert caught.value.errno == getattr(error, "errno", None)
+    assert [child.name for child in tmp_path.iterdir()] == ["encoder"]
+
+
+def test_what_a_killed_save_left_is_replaced(tmp_path, encoder):
+    partial = tmp_path / ".student.part"
+    partial.mkdir()
+    (partial / "stray.bin").write_bytes(b"half")
+    model = models.load_classifier(str(encoder), LABELS)
+    models.save_folder(tmp_path / "student", model, models.load_tokenizer(str(encoder)))
+    assert not partial.exists()
+    assert not (tmp_path / "student" / "stray.bin").exists()

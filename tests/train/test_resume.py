@@ -1,0 +1,176 @@
+"""Stopped anywhere and started again, a training ends with the same bits and the same rows."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_problem import (
+    NUM_ROWS,
+    NUM_STEPS,
+    OPTIM,
+    TOKENS_A_ROW,
+    Model,
+    Problem,
+    metric_rows,
+    train,
+)
+
+from mkd_fast.train import checkpoint
+
+
+class Stopped(BaseException):
+    """What Ctrl-C raises is no Exception either."""
+
+
+def stop_at(step):
+    def meddle(number, loss, model):
+        if number == step:
+            raise Stopped
+        return loss
+
+    return meddle
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    folder = tmp_path / "undisturbed"
+    model, _ = train(folder)
+    return model.weights(), metric_rows(folder / "metrics.jsonl")
+
+
+def assert_same(folder, model, undisturbed):
+    weights, rows = undisturbed
+    assert model.weights().keys() == weights.keys()
+    assert all(torch.equal(model.weights()[name], weight) for name, weight in weights.items())
+    assert metric_rows(folder / "metrics.jsonl") == rows
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 7, NUM_STEPS])
+def test_stopped_at_a_step(tmp_path, undisturbed, step):
+    with pytest.raises(Stopped):
+        train(tmp_path, Problem(stop_at(step)))
+    done = (step - 1) // OPTIM.checkpoint_every * OPTIM.checkpoint_every
+    rest = Problem(first_step=done + 1)
+    model, result = train(tmp_path, rest)
+    assert list(rest.before_step) == list(range(done + 1, NUM_STEPS + 1))
+    assert (result.steps, result.tokens) == (NUM_STEPS, OPTIM.epochs * NUM_ROWS * TOKENS_A_ROW)
+    assert_same(tmp_path, model, undisturbed)
+
+
+def test_stopped_again_and_again(tmp_path, undisturbed):
+    for done in (0, 3, 6):
+        with pytest.raises(Stopped):
+            train(tmp_path, Problem(stop_at(done + 5), first_step=done + 1))
+    assert_same(tmp_path, train(tmp_path)[0], undisturbed)
+
+
+def test_dropout_matters_here(tmp_path, undisturbed):
+    """Else the tests above would not notice a random state that is lost."""
+    weights, _ = undisturbed
+    model = Model()
+    checkpoint.save(tmp_path / "c.pt", model, torch.optim.AdamW(model.parameters()), {})
+    torch.manual_seed(8)
+    with pytest.raises(Stopped):
+        train(tmp_path, Problem(stop_at(5)))
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    content["random"]["cpu"] = torch.get_rng_state()
+    torch.save(content, tmp_path / "checkpoint.pt")
+    assert not torch.equal(train(tmp_path)[0].head.weight, weights["head.weight"])
+
+
+def test_frozen_parameters_are_the_model_s_own(tmp_path):
+    config = replace(OPTIM, freeze=("embeddings",))
+    with pytest.raises(Stopped):
+        train(tmp_path, Problem(stop_at(5)), config)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert set(content["model"]) == {"head.weight", "head.bias"}
+    model, _ = train(tmp_path, config=config)
+    whole, _ = train(tmp_path / "undisturbed", config=config)
+    assert all(torch.equal(w, whole.weights()[n]) for n, w in model.weights().items())
+
+
+def test_a_finished_training_is_only_loaded(tmp_path, undisturbed):
+    _, first = train(tmp_path)
+    rest = Problem()
+    model, again = train(tmp_path, rest)
+    assert not rest.before_step
+    assert again == first
+    assert_same(tmp_path, model, undisturbed)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from tiny_problem import Problem, train
+torch.set_num_threads(1)
+def meddle(number, loss, model):
+    if number == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss
+train(Path(sys.argv[2]), Problem(meddle))
+"""
+
+
+def test_killed(tmp_path, undisturbed):
+    helpers = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", KILLED, helpers, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    rest = Problem(first_step=7)
+    model, _ = train(tmp_path, rest)
+    assert list(rest.before_step) == list(range(7, NUM_STEPS + 1))
+    assert_same(tmp_path, model, undisturbed)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, undisturbed, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    written = []
+
+    def fill_up(descriptor):
+        if path.exists():
+            written.append(path.read_bytes())
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fill_up)
+        with pytest.raises(OSError, match=re.escape(str(path))) as caught:
+            train(tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    needed = re.search(r"written whole, ([\d,]+) bytes, got No space left", str(caught.value))
+    assert int(needed[1].replace(",", "")) > sum(w.nbytes for w in Model().weights().values())
+    assert "and the same call goes on" in str(caught.value)
+    assert path.read_bytes() == written[0]
+    assert sorted(child.name for child in tmp_path.iterdir() if child.is_file()) == [
+        "checkpoint.pt",
+        "metrics.jsonl",
+    ]
+    assert_same(tmp_path, train(tmp_path)[0], undisturbed)
+
+
+def test_no_checkpoint_restores_nothing(tmp_path):
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert checkpoint.restore(tmp_path / "absent.pt", model, optimizer) is None
+
+
+def test_a_checkpoint_executes_nothing(tmp_path):
+    """weights_only: a pickle of anything else is refused."""
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    torch.save({"model": Bomb()}, tmp_path / "c.pt")
+    model = Model()
+    with pytest.raises(Exception, match="Weights only load failed"):
+        checkpoint.restore(tmp_path / "c.pt", model, torch.optim.AdamW(model.parameters()))
+    assert not (tmp_path / "made").exists()
