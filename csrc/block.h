@@ -9,6 +9,9 @@
 namespace mkd::MKD_ISA {
 
 constexpr int kBlock = 1024;
+// How far ahead of a load its row is fetched: arithmetic on a block leaves the memory idle, and the
+// hardware's own prefetching stops at pages (2 to 8 KB measured alike).
+constexpr int kFetchAheadBytes = 4096;
 
 // block[i] = scale * row[begin + i], padded to whole registers with `padding`; the largest of it.
 template <class T>
@@ -17,6 +20,7 @@ inline float load_block_of(const T* from, int size, float scale, float padding, 
   Vec most = all(-__builtin_inff());
   int i = 0;
   for (; i + Vec::kLanes <= size; i += Vec::kLanes) {
+    __builtin_prefetch(reinterpret_cast<const char*>(from + i) + kFetchAheadBytes);
     const Vec x = load(from + i) * factor;
     most = max(x, most);  // a NaN is passed over here, and found in the sums
     store(block + i, x);
