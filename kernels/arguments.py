@@ -41,7 +41,7 @@ class Terms(NamedTuple):
     """Constants of the loss; the slopes turn a gradient of D or CE into that of a stored logit."""
 
     beta: float
-    kd_scale: float
+    bits_to_kd: float  # kd_scale * ln 2: D is summed in bits
     kd_slope: float  # kd_weight * kd_scale * logit_scale / T
     ce_slope: float  # ce_weight * logit_scale
 
@@ -96,7 +96,7 @@ class Options:
         tempered = self.logit_scale / self.temperature
         return Terms(
             beta=self.beta,
-            kd_scale=self.kd_scale,
+            bits_to_kd=self.kd_scale * math.log(2.0),
             kd_slope=self.kd_weight * self.kd_scale * tempered,
             ce_slope=self.ce_weight * self.logit_scale,
         )

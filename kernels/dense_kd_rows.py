@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from mkd_fast.kernels.hidden import hidden_error
-from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, logits_of, value_and_slope
+from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, contribution, logits_of
 from mkd_fast.kernels.tokens import counted, weight_of_token
 
 # N tokens, V vocabulary
@@ -143,7 +143,7 @@ def _statistics(
             gap, total_s, (row_s - top_s) * student.to_bits, (row_t - top_t) * teacher.to_bits,
             decay_s,
         )  # fmt: skip
-        row_gap = tl.sum(gap) / sum_s - tl.log2(sum_s) + tl.log2(sum_t)
+        row_gap = tl.sum(gap) / sum_s + (tl.log2(sum_t) - tl.log2(sum_s))
     return row_s, row_t, sum_s, sum_t, sum_own, row_gap
 
 
@@ -178,14 +178,16 @@ def _sweep(
         bits_t = (z_t - top_t) * teacher.to_bits
         q = tl.exp2(bits_s) * scale_s
         p = tl.exp2(bits_t) * scale_t
-        value, slope = value_and_slope(p, q, bits_t - log2_t, bits_s - log2_s, terms.beta,
-                                       DIVERGENCE)  # fmt: skip
+        value, g, direct = contribution(
+            p, q, bits_t - log2_t, bits_s - log2_s, (bits_s - bits_t) + (log2_t - log2_s),
+            terms.beta, DIVERGENCE,
+        )  # fmt: skip
         values += tl.sum(value, 1)
-        slopes += tl.sum(slope, 1)
+        slopes += tl.sum(direct + q * g, 1)
         if GRAD:
             result = tl.zeros([BLOCK // GROUP, GROUP], tl.float32)
             if KD_GRAD:
-                result += (terms.kd_slope * weight) * (slope - q * centre)
+                result += (terms.kd_slope * weight) * (direct + q * (g - centre))
             if CE_GRAD:
                 soft = q
                 if OWN_SUM:
@@ -239,7 +241,7 @@ def _row(
         first_s, first_t, first_g, shift, V, num_columns,
         DIVERGENCE, GRAD, KD_GRAD, CE_GRAD, OWN_SUM, not TWICE, BLOCK, GROUP, LAYOUT,
     )  # fmt: skip
-    tl.store(kd_values + row, kd * (LN2 * terms.kd_scale))
+    tl.store(kd_values + row, kd * terms.bits_to_kd)
 
 
 @triton.jit

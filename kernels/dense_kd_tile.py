@@ -9,20 +9,20 @@ import triton
 import triton.language as tl
 
 from mkd_fast.kernels.hidden import hidden_error
-from mkd_fast.kernels.pointwise import LN2, LOG2E, logits_of, value_and_slope
+from mkd_fast.kernels.pointwise import LN2, LOG2E, contribution, logits_of
 from mkd_fast.kernels.tokens import counted, weight_of_token
 
 # N tokens, V vocabulary
 
 
 @triton.jit
-def _normalised(logits, to_bits):
-    """A row's maximum, its exponentials, their sum, and log2 of the probabilities."""
+def _softmax(logits, to_bits):
+    """A row's maximum, the exponents relative to it, their sum of powers, and the softmax."""
     top = tl.max(logits, 1)[:, None]
     bits = (logits - top) * to_bits
-    exponentials = tl.exp2(bits)
-    total = tl.sum(exponentials, 1)[:, None]
-    return top, exponentials * (1.0 / total), bits - tl.log2(total), total
+    powers = tl.exp2(bits)
+    total = tl.sum(powers, 1)[:, None]
+    return top, bits, total, powers * (1.0 / total)
 
 
 @triton.jit
@@ -64,10 +64,15 @@ def _tile(
     theirs = tl.load(teacher.logits + first_t + column, mask=is_read, other=-float("inf"))
     logits = tl.where(column < V, logits_of(ours, student.logit_scale), -float("inf"))
     targets = tl.where(column < V, logits_of(theirs, teacher.logit_scale), -float("inf"))
-    top, q, log2_q, total = _normalised(logits, student.to_bits)
-    _, p, log2_p, _ = _normalised(targets, teacher.to_bits)
-    value, slope = value_and_slope(p, q, log2_p, log2_q, terms.beta, DIVERGENCE)
-    kd = tl.where(counts, tl.sum(value, 1) * (LN2 * terms.kd_scale), 0.0)
+    top, bits_s, total, q = _softmax(logits, student.to_bits)
+    _, bits_t, total_t, p = _softmax(targets, teacher.to_bits)
+    log2_s = tl.log2(total)
+    log2_t = tl.log2(total_t)
+    value, g, direct = contribution(
+        p, q, bits_t - log2_t, bits_s - log2_s, (bits_s - bits_t) + (log2_t - log2_s),
+        terms.beta, DIVERGENCE,
+    )  # fmt: skip
+    kd = tl.where(counts, tl.sum(value, 1) * terms.bits_to_kd, 0.0)
     soft = q
     if tokens.labels is not None:
         label = tl.load(tokens.labels + row, mask=counts, other=0)
@@ -78,7 +83,8 @@ def _tile(
     if grad is not None:
         result = tl.zeros([ROWS, BLOCK], tl.float32)
         if KD_GRAD:
-            result += terms.kd_slope * (slope - q * tl.sum(slope, 1)[:, None])
+            centre = tl.sum(direct + q * g, 1)[:, None]
+            result += terms.kd_slope * (direct + q * (g - centre))
         if CE_GRAD:
             result += terms.ce_slope * (soft - is_label.to(tl.float32))
         result = tl.where(is_read, result * weight_of_token(tokens), 0.0)

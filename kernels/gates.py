@@ -208,6 +208,7 @@ class Case:
     temperature: float = 2.0
     reduction: str = "mean"
     has_gradient: bool = True
+    is_bare: bool = False  # logits and hidden states alone: every load is one of theirs
 
     def launches(self, warp_size: int) -> list[Launch]:
         """Everything that one call launches, planned on the meta device."""
@@ -222,12 +223,14 @@ class Case:
         inputs = Inputs(
             student=tensor(num_tokens, self.num_columns, dtype=self.student),
             teacher=tensor(num_tokens, self.num_columns, dtype=self.teacher),
-            labels=tensor(num_tokens, dtype=torch.int64),
-            mask=tensor(num_tokens, dtype=torch.bool),
+            labels=None if self.is_bare else tensor(num_tokens, dtype=torch.int64),
+            mask=None if self.is_bare else tensor(num_tokens, dtype=torch.bool),
             num_tokens=None,
             student_hidden=layers(self.hidden),
             teacher_hidden=layers(self.teacher),
-            hidden_mask=tensor(num_tokens, num_positions, dtype=torch.bool),
+            hidden_mask=None
+            if self.is_bare
+            else tensor(num_tokens, num_positions, dtype=torch.bool),
         )
         options = Options(
             divergence=self.divergence,
@@ -267,6 +270,12 @@ CASES = (
     Case("128k, jeffreys, float32", 128256, "jeffreys", **_FLOAT32),
     Case("XLM-R, rows not aligned", 250002, "jeffreys"),
     Case("XLM-R, jsd, one value a token", 250002, "jsd", reduction="none"),
+    Case("64 columns, bare", 64, is_bare=True),
+    Case("28 intents, bare", 28, is_bare=True, **_FLOAT32),
+    Case("8k, bare", 8192, is_bare=True),
+    Case("32k, bare", 32000, is_bare=True),
+    Case("128k, bare", 128256, "jsd", is_bare=True, **_FLOAT32),
+    Case("XLM-R, bare", 250002, is_bare=True),
 )
 
 

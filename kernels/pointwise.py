@@ -3,11 +3,15 @@
 With p and q the tempered distributions of teacher and student and x_v = z_v / T the student's
 tempered logit, any divergence D(p, q) has the gradient
 
-    dD/dx_v = q_v (g_v - sum_u q_u g_u),   g_v = dD/dq_v,
+    dD/dx_v = q_v (dD/dq_v - sum_u q_u dD/dq_u),
 
-because dq_u/dx_v = q_u (1[u = v] - q_v). ``slope`` is q_v g_v and ``centre`` their sum, so the
-gradient is ``slope - q * centre``; a multiple of q added to every slope cancels. A probability of
-zero contributes its limit; NaN is never masked, so that it reaches the loss.
+because dq_u/dx_v = q_u (1[u = v] - q_v). Where dD/dq_v has a part -p_v / q_v it is kept apart, as
+``direct``, so that nothing is divided by q: with dD/dq_v = g_v + direct_v / q_v
+
+    dD/dx_v = direct_v + q_v (g_v - centre),   centre = sum_u direct_u + q_u g_u,
+
+and a constant in g cancels. A probability of zero contributes its limit; NaN is never masked, so
+that it reaches the loss.
 """
 # mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
 
@@ -29,20 +33,23 @@ def logits_of(stored, logit_scale):
 
 
 @triton.jit
-def value_and_slope(p, q, log2_p, log2_q, beta, DIVERGENCE: tl.constexpr):
-    """An entry's share of D, in bits, and its ``slope``, in nats."""
-    if DIVERGENCE == "forward_kl":  # sum p log(p / q): g = -p / q
-        return tl.where(p == 0.0, 0.0, p * (log2_p - log2_q)), -p
+def contribution(p, q, log2_p, log2_q, log2_ratio, beta, DIVERGENCE: tl.constexpr):
+    """An entry's share of D, in bits, its g, in nats, and its ``direct``.
+
+    ``log2_ratio`` is log2(q / p): with fewer roundings than the difference of the logarithms.
+    """
+    nothing = tl.zeros_like(q)
+    if DIVERGENCE == "forward_kl":  # sum p log(p / q)
+        return tl.where(p == 0.0, 0.0, -p * log2_ratio), nothing, -p
     elif DIVERGENCE == "reverse_kl":  # sum q log(q / p): g = log(q / p) + 1
-        value = tl.where(q == 0.0, 0.0, q * (log2_q - log2_p))
-        return value, value * LN2
+        ratio = tl.where(q == 0.0, 0.0, log2_ratio)
+        return q * ratio, ratio * LN2, nothing
     elif DIVERGENCE == "jeffreys":
-        forward = tl.where(p == 0.0, 0.0, p * (log2_p - log2_q))
-        reverse = tl.where(q == 0.0, 0.0, q * (log2_q - log2_p))
-        return forward + reverse, reverse * LN2 - p
+        ratio = tl.where(q == 0.0, 0.0, log2_ratio)
+        return q * ratio + tl.where(p == 0.0, 0.0, -p * log2_ratio), ratio * LN2, -p
     else:  # jsd, m = beta p + (1 - beta) q: g = (1 - beta) log(q / m)
         tl.static_assert(DIVERGENCE == "jsd")
         log2_m = tl.log2(beta * p + (1.0 - beta) * q)
+        ratio = tl.where(q == 0.0, 0.0, (1.0 - beta) * (log2_q - log2_m))
         from_p = tl.where(p == 0.0, 0.0, beta * p * (log2_p - log2_m))
-        from_q = tl.where(q == 0.0, 0.0, (1.0 - beta) * q * (log2_q - log2_m))
-        return from_p + from_q, from_q * LN2
+        return from_p + q * ratio, ratio * LN2, nothing

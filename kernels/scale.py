@@ -28,9 +28,10 @@ def _scale(grad, scale, num_elements, ROW_ELEMENTS: tl.constexpr, BLOCK: tl.cons
         is_needed = tl.max((factor != 1.0).to(tl.int32)) != 0
     if is_needed:
         if start + BLOCK <= num_elements:  # without a mask the loads are 16 bytes wide
-            tl.store(grad + element, (tl.load(grad + element) * factor).to(grad.dtype.element_ty))
+            value = tl.load(grad + element).to(tl.float32) * factor
+            tl.store(grad + element, value.to(grad.dtype.element_ty))
         else:
-            value = tl.load(grad + element, mask=is_element) * factor
+            value = tl.load(grad + element, mask=is_element, other=0.0).to(tl.float32) * factor
             tl.store(grad + element, value.to(grad.dtype.element_ty), mask=is_element)
 
 

@@ -1,0 +1,308 @@
+"""The Triton kernels of dense_kd against float64: compiled on a GPU, interpreted elsewhere."""
+
+from typing import Any
+
+import pytest
+import torch
+from budget import assert_within_budget
+from torch import Tensor
+
+from mkd_fast import kd_loss
+from mkd_fast.kernels.dense_kd import traffic
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+INF = float("inf")
+WITH_GRADIENT = ("student_logits", "student_hidden")
+
+# Widths and the kernel they take: 60 tile; 1031 rows, off the 16-byte units; 9000 rows, on them.
+TILE, SHIFTED, WHOLE = 60, 1031, 9000
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = F32, size: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator) * size).to(dtype)
+
+
+def case(
+    num_rows: int,
+    num_columns: int,
+    *,
+    dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32),
+    size: float = 3.0,
+    has_labels: bool = True,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Arguments of kd_loss: random logits, labels of which the third is ignored."""
+    arguments = {
+        "student_logits": normal(num_rows, num_columns, seed=0, dtype=dtypes[0], size=size),
+        "teacher": normal(num_rows, num_columns, seed=1, dtype=dtypes[1], size=size),
+        "reduction": "none",
+    }
+    if has_labels:
+        limit = fields.get("vocab_size", num_columns)
+        labels = torch.randint(limit, (num_rows,), generator=torch.Generator().manual_seed(2))
+        labels[2::5] = fields.get("ignore_index", -100)
+        arguments |= {"labels": labels, "ce_weight": 0.5}
+    return arguments | fields
+
+
+def changed(arguments: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """Arguments of which columns are overwritten: side=(columns, value)."""
+    for side, (columns, value) in values.items():
+        arguments[side][:, columns] = value
+    return arguments
+
+
+def with_hidden(
+    *shape: int, widths: tuple[int, int], dtypes: tuple[torch.dtype, torch.dtype], **fields: Any
+) -> dict[str, Any]:
+    """Two matched layers of hidden states beside 60 columns of logits."""
+    arguments = case(shape[0], TILE, hidden_weight=0.3, **fields)
+    for side, seed in (("student_hidden", 3), ("teacher_hidden", 5)):
+        arguments[side] = [
+            normal(*shape, width, seed=seed + layer, dtype=dtypes[seed == 5])
+            for layer, width in enumerate(widths)
+        ]
+    return arguments
+
+
+def padded(rows: Tensor, num_extra: int) -> Tensor:
+    """The same rows in memory whose rows are wider, with NaN between them."""
+    wide = torch.full((len(rows), rows.shape[1] + num_extra), float("nan"), dtype=rows.dtype)
+    wide[:, : rows.shape[1]] = rows
+    return wide[:, : rows.shape[1]]
+
+
+def strided(num_columns: int, *num_extra: int) -> dict[str, Any]:
+    arguments = case(3, num_columns)
+    for side, extra in zip(("student_logits", "teacher"), num_extra, strict=True):
+        arguments[side] = padded(arguments[side], extra)
+    return arguments
+
+
+CASES: dict[str, dict[str, Any]] = {
+    # each divergence in either kernel and on either path through a row
+    "forward, tile": case(5, TILE),
+    "reverse, tile": case(5, TILE, divergence="reverse_kl"),
+    "jeffreys, tile": case(5, TILE, divergence="jeffreys", temperature=2.0),
+    "jsd, tile": case(5, TILE, divergence="jsd", beta=0.3, temperature=2.0),
+    "forward, rows off 16 bytes": case(6, SHIFTED, temperature=2.0),
+    "reverse, rows off 16 bytes": case(6, SHIFTED, divergence="reverse_kl", temperature=2.0),
+    "jeffreys, rows off 16 bytes": case(6, SHIFTED, divergence="jeffreys"),
+    "jsd, rows off 16 bytes": case(6, SHIFTED, divergence="jsd", beta=0.7),
+    "forward, several blocks": case(2, WHOLE),
+    "reverse, several blocks": case(2, WHOLE, divergence="reverse_kl", temperature=0.5),
+    "jeffreys, several blocks": case(2, WHOLE, divergence="jeffreys", temperature=2.0),
+    "jsd, several blocks": case(2, WHOLE, divergence="jsd", temperature=2.0),
+    # the ends of jsd are defined, not computed
+    "jsd, beta 0": case(2, TILE, divergence="jsd", beta=0.0),
+    "jsd, beta 1": case(2, TILE, divergence="jsd", beta=1.0),
+    # widths
+    "one column": case(2, 1),
+    "one row": case(1, TILE),
+    "rows not a multiple of a program's": case(35, 17),
+    "power of two": case(3, 64, dtypes=(BF16, BF16)),
+    "XLM-R": case(2, 250_002, dtypes=(BF16, BF16), temperature=2.0),
+    # dtypes, and with them vector widths
+    "bf16 of both, rows": case(3, 1032 * 8, dtypes=(BF16, BF16)),
+    "bf16 of both, rows off 16 bytes": case(9, SHIFTED, dtypes=(BF16, BF16)),
+    "f16 student, f32 teacher": case(3, SHIFTED, dtypes=(F16, F32), divergence="jsd"),
+    "f32 student, bf16 teacher": case(3, WHOLE, dtypes=(F32, BF16)),
+    "bf16 student, f16 teacher": case(5, TILE, dtypes=(BF16, F16), divergence="reverse_kl"),
+    # temperatures and scales
+    "two temperatures": case(3, TILE, temperature=3.0, teacher_temperature=0.7),
+    "cold": case(9, SHIFTED, temperature=0.1),
+    "hot": case(3, TILE, temperature=20.0),
+    "logit scales": case(3, TILE, logit_scale=0.25, teacher_logit_scale=2.0, temperature=2.0),
+    "negative logit scale": case(3, SHIFTED, logit_scale=-0.5, teacher_logit_scale=-1.0),
+    "no T^2": case(3, TILE, temperature=2.0, temperature_squared=False),
+    # weights
+    "labels only to ignore": case(3, TILE, ce_weight=0.0),
+    "no labels": case(3, SHIFTED, has_labels=False),
+    "cross-entropy alone": case(3, SHIFTED, kd_weight=0.0, temperature=2.0),
+    # huge and impossible logits
+    "logits of 1e4": case(3, SHIFTED, size=1e4),
+    "logits of 1e4, reverse": case(3, SHIFTED, size=1e4, divergence="reverse_kl"),
+    "one-hot teacher": changed(case(3, TILE), teacher=([7], 1e4)),
+    "teacher without some columns": changed(case(3, SHIFTED), teacher=(slice(3, 700), -INF)),
+    "both without some columns, reverse": changed(
+        case(3, SHIFTED, divergence="reverse_kl", has_labels=False),
+        teacher=(slice(0, 700), -INF),
+        student_logits=(slice(0, 700), -INF),
+    ),
+    "both without some columns, jsd": changed(
+        case(3, TILE, divergence="jsd", has_labels=False),
+        teacher=(slice(0, 7), -INF),
+        student_logits=(slice(0, 7), -INF),
+    ),
+    "masked with the lowest number": changed(
+        case(3, SHIFTED),
+        teacher=(slice(0, 700), torch.finfo(F32).min),
+        student_logits=(slice(0, 700), torch.finfo(F32).min),
+    ),
+    # columns that are not real, and NaN where nothing may be read
+    "padded columns, tile": case(5, TILE, vocab_size=50),
+    "padded columns, rows": case(3, WHOLE, vocab_size=8201),
+    "padded columns, off 16 bytes": case(3, SHIFTED, vocab_size=1024, divergence="jeffreys"),
+    "strided rows": strided(TILE, 4, 8),
+    "strided rows off 16 bytes": strided(SHIFTED, 8, 16),
+    "sides off 16 bytes unlike each other": strided(SHIFTED, 1, 6),
+    # reductions and who counts
+    "mean": case(5, TILE, reduction="mean"),
+    "sum": case(3, SHIFTED, reduction="sum"),
+    "mean with a mask alone": case(
+        4, TILE, has_labels=False, reduction="mean", mask=torch.tensor([True, False, True, True])
+    ),
+    "mean of all": case(3, TILE, has_labels=False, reduction="mean"),
+    "mean over given tokens": case(5, TILE, reduction="mean", num_tokens=17.0),
+    "another ignore_index": case(5, TILE, reduction="mean", ignore_index=3),
+    "nothing counts": case(2, SHIFTED, reduction="mean", mask=torch.zeros(2, dtype=torch.bool)),
+    "no rows": case(0, TILE, reduction="mean"),
+    # hidden states
+    "hidden, token by token": with_hidden(7, widths=(40, 40), dtypes=(F32, F32)),
+    "hidden, a mean": with_hidden(5, 3, widths=(40, 200), dtypes=(F32, F32), reduction="mean"),
+    "hidden, masked positions": with_hidden(
+        3,
+        4,
+        widths=(33, 16),
+        dtypes=(BF16, F32),
+        reduction="mean",
+        hidden_mask=torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.bool),
+    ),
+    "hidden, more positions than a program takes": with_hidden(
+        2, 50, widths=(8, 24), dtypes=(F16, BF16), hidden_mask=torch.arange(100).view(2, 50) % 3 > 0
+    ),
+}
+
+
+def converted(value: Any, device: str, dtype: torch.dtype | None = None) -> Any:
+    if isinstance(value, list):
+        return [converted(item, device, dtype) for item in value]
+    if not isinstance(value, Tensor):
+        return value
+    if not value.is_floating_point() or dtype is None:
+        return value.to(device)
+    return value.to(device, dtype)
+
+
+def run(
+    arguments: dict[str, Any], impl: str, device: str, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Values and gradients; an incoming gradient that differs from token to token."""
+    arguments = {name: converted(value, device, dtype) for name, value in arguments.items()}
+    leaves = {}
+    for name in WITH_GRADIENT:
+        for index, tensor in enumerate(_as_list(arguments.get(name))):
+            leaves[f"{name}[{index}]"] = tensor.requires_grad_()
+    out = kd_loss(**arguments, impl=impl)
+    weights = torch.linspace(0.5, 2.0, max(out.loss.numel(), 1), device=device)
+    (out.loss.flatten() * weights[: out.loss.numel()].to(out.loss.dtype)).sum().backward()
+    values = {name: getattr(out, name).detach() for name in ("loss", "kd", "ce", "hidden")}
+    return values | {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
+
+
+def _as_list(value: Any) -> list[Tensor]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def copied(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Fresh leaves with the same strides, so that cases do not see each other's gradients."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, list):
+            return [copy(item) for item in value]
+        return value.detach() if isinstance(value, Tensor) else value
+
+    return {name: copy(value) for name, value in arguments.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_are_within_budget_of_float64(name: str, device: str) -> None:
+    arguments = CASES[name]
+    actual = run(copied(arguments), "fused", device)
+    exact = run(copied(arguments), "eager", device, torch.float64)
+    plain = run(copied(arguments), "eager", device, F32)
+    for what, value in actual.items():
+        assert_within_budget(value, exact[what], plain[what].to(value.dtype), f"{name}: {what}")
+
+
+def loss_of(device: str, **arguments: Any) -> tuple[Tensor, Tensor]:
+    student = arguments.pop("student_logits").to(device).requires_grad_()
+    arguments = {name: converted(value, device) for name, value in arguments.items()}
+    out = kd_loss(student, **arguments, impl="fused")
+    return out.loss.detach(), torch.autograd.grad(out.loss.sum(), student)[0]
+
+
+@pytest.mark.parametrize("num_columns", [TILE, SHIFTED])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jeffreys", "jsd"])
+@pytest.mark.parametrize("side", ["student_logits", "teacher"])
+@pytest.mark.parametrize("value", [INF, float("nan")])
+def test_nan_and_infinity_reach_the_loss_of_their_token_alone(
+    num_columns: int, divergence: str, side: str, value: float, device: str
+) -> None:
+    arguments = case(4, num_columns, divergence=divergence)
+    arguments[side][1, num_columns - 1] = value
+    loss, gradient = loss_of(device, **arguments)
+    assert loss.isnan().tolist() == [False, True, False, False]
+    assert gradient[1].isnan().any()
+    assert gradient[[0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("num_columns", [TILE, SHIFTED, WHOLE])
+def test_tokens_that_do_not_count_may_hold_anything(num_columns: int, device: str) -> None:
+    arguments = case(3, num_columns, divergence="jsd")
+    for side in ("student_logits", "teacher"):
+        arguments[side][2] = float("nan")
+    loss, gradient = loss_of(device, **arguments)
+    assert loss[2] == 0.0
+    assert (gradient[2] == 0.0).all()
+    assert loss[:2].isfinite().all()
+
+
+@pytest.mark.parametrize("num_columns", [TILE, SHIFTED])
+def test_a_label_that_names_no_column_makes_its_token_nan(num_columns: int, device: str) -> None:
+    arguments = case(3, num_columns, vocab_size=num_columns - 1)
+    arguments["labels"] = torch.tensor([0, num_columns - 1, -3])
+    loss, _ = loss_of(device, **arguments)
+    assert loss.isnan().tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("num_columns", [TILE, SHIFTED])
+def test_a_term_of_weight_zero_is_left_out_whatever_it_is(num_columns: int, device: str) -> None:
+    arguments = case(3, num_columns, kd_weight=0.0)
+    arguments["teacher"][:] = float("nan")
+    loss, gradient = loss_of(device, **arguments)
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("num_columns", [TILE, SHIFTED])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jeffreys", "jsd"])
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
+    num_columns: int, divergence: str, device: str
+) -> None:
+    logits = normal(3, num_columns, seed=0)
+    loss, gradient = loss_of(
+        device, student_logits=logits, teacher=logits.clone(), divergence=divergence
+    )
+    rounding = torch.finfo(F32).eps
+    assert loss.abs() <= 8 * rounding
+    assert gradient.abs().max() <= 8 * rounding
+
+
+def test_the_same_input_gives_the_same_bits(device: str) -> None:
+    arguments = with_hidden(9, 3, widths=(40, 24), dtypes=(F32, F32), reduction="mean")
+    first, second = (run(copied(arguments), "fused", device) for _ in range(2))
+    for what, value in first.items():
+        assert torch.equal(value, second[what]), what
+
+
+def test_traffic_is_six_bytes_a_logit_on_chip_and_ten_in_two_sweeps() -> None:
+    def bytes_per_logit(num_columns: int, divergence: str = "forward_kl") -> float:
+        cost = traffic(8, num_columns, student_bytes=2, teacher_bytes=2, divergence=divergence)
+        return cost.num_bytes / (8 * num_columns)
+
+    assert bytes_per_logit(60, "jsd") == 6
+    assert bytes_per_logit(8192, "jsd") == 6
+    assert bytes_per_logit(128_256) == 10
+    assert bytes_per_logit(128_256, "jsd") == 14
