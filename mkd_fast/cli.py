@@ -116,6 +116,23 @@ def info() -> None:
             typer.echo(f"  {name:<14} {value}")
 
 
+@app.command()
+@_reports_errors
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(help="All of them if none is named.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    tiny: Annotated[bool, typer.Option("--tiny", help="Show that it runs, not how fast.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the ratios as SVG.")] = False,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="RIVAL", help="Leave out, e.g. torch.compile.")
+    ] = None,
+) -> None:
+    """Time every kernel beside its rivals, as a share of the machine's limit."""
+    from mkd_fast.benchmarks.run import bench
+
+    bench(ops or [], out, is_tiny=tiny, plots=plot, without=without or [])
+
+
 def main() -> None:
     """Entry point of ``mkd-fast``."""
     sys.exit(app())

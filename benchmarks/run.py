@@ -1,0 +1,72 @@
+"""``mkd-fast bench``: run the benchmarks of some ops, show them, and write what was measured."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import rich
+import torch
+
+from mkd_fast.benchmarks import dense_kd, results
+from mkd_fast.benchmarks.harness import TINY, Case, Effort, Measurement, measure
+from mkd_fast.benchmarks.machine import device_name
+from mkd_fast.benchmarks.roofline import StreamingLimit
+from mkd_fast.checks import benchmarks as checks
+from mkd_fast.checks.wording import one_of
+
+OPS = {"dense_kd": dense_kd.cases}
+
+
+def bench(
+    ops: Sequence[str], out: Path, *, is_tiny: bool, plots: bool, without: Sequence[str]
+) -> None:
+    """Run the benchmarks on the GPU where there is one, else on the CPU.
+
+    Args:
+        ops: of ``OPS``; none of them means all.
+        out: results go to ``<out>/<device>/<op>.csv``, and ``.svg`` with ``plots``.
+        is_tiny: a few rows and rounds of every case: shows that it runs, not how fast.
+        plots: whether to draw the ratios.
+        without: rivals to leave out.
+
+    Raises:
+        ValueError: no such op or rival.
+        RuntimeError: there is no fused kernel here, or one that computes something else; the
+            cases that were right are written.
+    """
+    for op in ops:
+        one_of("bench", "op", op, tuple(OPS))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    limit = StreamingLimit.on(device, is_tiny=is_tiny)
+    effort = TINY if is_tiny else Effort()
+    for op in ops or OPS:
+        cases = [_without(case, without) for case in OPS[op](device, is_tiny=is_tiny)]
+        rich.print(f"{op} on {device_name(device)}: forward and gradient")
+        measurements = [_measured(case, device, limit, effort) for case in cases]
+        path = results.write_csv(op, measurements, device, out)
+        if plots:
+            figure = results.plot_ratios(f"{op}, {device_name(device)}", measurements)
+            figure.savefig(path.with_suffix(".svg"))
+        rich.print(f"written: {path}")
+        wrong = [each.case.name for each in measurements if each.is_ours_wrong]
+        if wrong:
+            raise checks.ours_is_wrong(op, wrong)
+
+
+def _without(case: Case, names: Sequence[str]) -> Case:
+    _ours, *rivals = case.variants
+    for name in names:
+        one_of("bench", "without", name, rivals)
+    kept = {name: run for name, run in case.variants.items() if name not in names}
+    return replace(case, variants=kept)
+
+
+def _measured(
+    case: Case, device: torch.device, limit: StreamingLimit, effort: Effort
+) -> Measurement:
+    torch.compiler.reset()  # each case compiles for its own shape
+    measurement = measure(case, device, limit, effort)
+    rich.print(results.table(measurement, device).to_rich())
+    for line in results.verdicts(measurement):
+        rich.print(f"  {line}")
+    return measurement

@@ -1,0 +1,15 @@
+"""Errors of the benchmarks."""
+
+from collections.abc import Sequence
+
+from mkd_fast.checks.wording import runtime_error
+
+
+def ours_is_wrong(op: str, cases: Sequence[str]) -> RuntimeError:
+    """A fused op that does not compute what the reference does."""
+    return runtime_error(
+        "bench",
+        f"fused {op} must agree with float64 within twice the error of plain torch",
+        f"more at {', '.join(cases)}",
+        "Nothing was timed there. The kernel's tests narrow it down.",
+    )
