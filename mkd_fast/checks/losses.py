@@ -106,6 +106,16 @@ def labels_missing(ce_weight: float) -> ValueError:
     )
 
 
+def num_tokens_not_one(shape: Sequence[int]) -> ValueError:
+    """A denominator for each token."""
+    return value_error(
+        "kd_loss",
+        "num_tokens must be one number",
+        f"a tensor of shape {tuple(shape)}",
+        "Pass their sum over the step.",
+    )
+
+
 def label_out_of_range(label: int, row: int, vocab_size: int, ignore_index: int) -> ValueError:
     """A label that names no column (checked where that costs no device sync)."""
     return value_error(

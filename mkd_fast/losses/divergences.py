@@ -18,7 +18,7 @@ from mkd_fast.losses.spec import LossSpec
 
 def kl(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
     """Sum a (log a - log b); 0 where a = 0, +inf where only b = 0."""
-    is_event = log_a_NV > -torch.inf
+    is_event = log_a_NV != -torch.inf  # so NaN is one, and the sum is NaN
     log_a_NV = torch.where(is_event, log_a_NV, 0.0)
     log_b_NV = torch.where(is_event, log_b_NV, 0.0)
     return torch.where(is_event, log_a_NV.exp() * (log_a_NV - log_b_NV), 0.0).sum(-1)
@@ -28,7 +28,7 @@ def _log_mixture(log_a_NV: Tensor, log_b_NV: Tensor, share: float) -> Tensor:
     """log(share a + (1 - share) b), -inf where both are zero."""
     if share in (0.0, 1.0):
         return log_a_NV if share else log_b_NV
-    is_event = (log_a_NV > -torch.inf) | (log_b_NV > -torch.inf)
+    is_event = (log_a_NV != -torch.inf) | (log_b_NV != -torch.inf)
     share_t = torch.tensor(share, dtype=log_a_NV.dtype, device=log_a_NV.device)
     mixed = torch.logaddexp(
         torch.where(is_event, log_a_NV, 0.0) + share_t.log(),
@@ -58,7 +58,7 @@ def tvd(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
 
 def alpha_beta(log_p_NV: Tensor, log_q_NV: Tensor, alpha: float, beta: float) -> Tensor:
     """The alpha-beta divergence with its limits (Cichocki et al. 2011, eqs. 17-22)."""
-    is_event = (log_p_NV > -torch.inf) & (log_q_NV > -torch.inf)
+    is_event = (log_p_NV != -torch.inf) & (log_q_NV != -torch.inf)
     if alpha <= 0.0 or beta <= 0.0:  # a zero probability raised to such a power is not finite
         is_event = torch.ones_like(is_event)
     log_p = torch.where(is_event, log_p_NV, 0.0)

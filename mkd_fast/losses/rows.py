@@ -108,24 +108,35 @@ def flatten(
             raise checks.wrong_dtype("mask", "bool", mask.dtype)
         mask = _flat("mask", mask, student, trailing=0)
     rows_teacher, teacher_columns = _flatten_teacher(teacher, student)
-    if num_tokens is not None and not isinstance(num_tokens, Tensor):
-        num_tokens = torch.full((), num_tokens, dtype=torch.float32, device=student.device)
     hidden_pair = _flatten_hidden(student_hidden, teacher_hidden, student, spec)
     if hidden_mask is not None:
         hidden_mask = _flatten_hidden_mask(hidden_mask, hidden_pair[0], student)
-    return Rows(
+    rows = Rows(
         student=_flat("student_logits", student, student, trailing=1),
         teacher=rows_teacher,
         vocab_size=_real_columns(student.shape[-1], teacher_columns, vocab_size),
         labels=labels,
         mask=mask,
-        num_tokens=num_tokens,
+        num_tokens=_denominator(num_tokens, student),
         student_hidden=hidden_pair[0],
         teacher_hidden=hidden_pair[1],
         hidden_mask=hidden_mask,
         ignore_index=spec.ignore_index,
         leading_shape=leading_shape,
     )
+    _check_labels(rows)
+    return rows
+
+
+def _check_labels(rows: Rows) -> None:
+    """Each label that counts names a column. Only where looking does not wait for a device."""
+    labels = rows.labels
+    if labels is None or labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    is_wrong = rows.counts() & ((labels < 0) | (labels >= rows.vocab_size))
+    if is_wrong.any():
+        row = int(is_wrong.nonzero()[0])
+        raise checks.label_out_of_range(int(labels[row]), row, rows.vocab_size, rows.ignore_index)
 
 
 def _check_float(argument: str, tensor: object) -> None:
@@ -198,6 +209,19 @@ def _real_columns(student: int, teacher: int, vocab_size: int | None) -> int:
     if not 1 <= vocab_size <= min(student, teacher):
         raise checks.vocab_size_out_of_range(vocab_size, min(student, teacher))
     return vocab_size
+
+
+def _denominator(num_tokens: Tensor | float | None, student: Tensor) -> Tensor | None:
+    """float32 ``[]`` on the student's device, without waiting for it."""
+    if num_tokens is None:
+        return None
+    if not isinstance(num_tokens, Tensor):
+        return torch.full((), num_tokens, dtype=torch.float32, device=student.device)
+    if num_tokens.numel() != 1:
+        raise checks.num_tokens_not_one(num_tokens.shape)
+    if num_tokens.device != student.device:
+        raise checks.other_device("num_tokens", student.device, num_tokens.device)
+    return num_tokens.detach().float().reshape(())
 
 
 def _layers(hidden: Hidden | None) -> tuple[Tensor, ...]:

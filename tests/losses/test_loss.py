@@ -5,8 +5,12 @@ import torch
 
 import mkd_fast as mkd
 from mkd_fast import LossSpec, SparseTeacher, kd_loss
+from mkd_fast.losses.spec import DIVERGENCES
 
 PATHS = ["eager", None]  # None: fused where it is built
+# An infinite logit makes logit_mse infinite instead; alpha_beta needs its own argument.
+NOT_A_NUMBER = [(d, torch.nan) for d in DIVERGENCES if d != "alpha_beta"]
+NOT_A_NUMBER += [(d, torch.inf) for d, _ in NOT_A_NUMBER if d != "logit_mse"]
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -87,10 +91,12 @@ class TestWhatCounts:
         (out.loss * scales).sum().backward()
         torch.testing.assert_close(student.grad, grad * scales[..., None])
 
-    def test_nan_stays_in_its_token(self, impl):
-        student = logits(2, 3, 7)
-        student[0, 1, 4] = torch.nan
-        out = kd_loss(student, logits(2, 3, 7, seed=1), reduction="none", impl=impl)
+    @pytest.mark.parametrize("side", [0, 1])
+    @pytest.mark.parametrize(("divergence", "value"), NOT_A_NUMBER)
+    def test_nan_and_inf_make_their_token_nan(self, impl, divergence, value, side):
+        sides = [logits(2, 3, 7), logits(2, 3, 7, seed=1)]
+        sides[side][0, 1, 4] = value
+        out = kd_loss(*sides, divergence=divergence, reduction="none", impl=impl)
         assert torch.equal(out.loss.isnan().nonzero(), torch.tensor([[0, 1]]))
 
 
@@ -136,6 +142,13 @@ BAD_INPUT = {
         (S, T, torch.zeros(6, dtype=torch.int64)),
         {},
     ),
+    "label range": (
+        ValueError,
+        "kd_loss: labels must lie in [0, 7) or be ignore_index=-100, got 7 at token 4. Set labels",
+        (S, T, torch.tensor([[1, -100, 2], [3, 7, 4]])),
+        {},
+    ),
+    "num_tokens": (ValueError, "num_tokens must be one number", (S, T), {"num_tokens": H[0, 0]}),
     "label dtype": (TypeError, "labels must be integer", (S, T, torch.zeros(2, 3)), {}),
     "mask dtype": (TypeError, "mask must be bool", (S, T), {"mask": torch.ones(2, 3)}),
     "ce without labels": (
