@@ -8,6 +8,7 @@ hidden layers besides. The rivals:
     reference      our own eager path, which also knows masks, -inf and empty batches
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -133,6 +134,11 @@ def formula(
     return loss
 
 
+@functools.cache
+def _compiled_formula() -> Callable[..., Tensor]:
+    return torch.compile(formula, dynamic=False)
+
+
 def _ours(impl: Impl, inputs: Inputs) -> Tensor:
     return kd_loss(
         inputs.student,
@@ -173,7 +179,6 @@ def _num_bytes(shape: Shape, device: torch.device) -> int:
 
 def make_case(shape: Shape, device: torch.device) -> Case:
     """A shape with everyone who computes it."""
-    compiled = torch.compile(formula, dynamic=False)
     return Case(
         name=shape.name,
         make_inputs=lambda seed: make_inputs(shape, device, seed),
@@ -182,7 +187,7 @@ def make_case(shape: Shape, device: torch.device) -> Case:
         variants={
             "fused": _with_gradients(lambda inputs: _ours("fused", inputs)),
             "eager": _with_gradients(lambda inputs: formula(*inputs)),
-            "torch.compile": _with_gradients(lambda inputs: compiled(*inputs)),
+            "torch.compile": _with_gradients(lambda inputs: _compiled_formula()(*inputs)),
             "reference": _with_gradients(lambda inputs: _ours("eager", inputs)),
         },
         num_bytes=_num_bytes(shape, device),

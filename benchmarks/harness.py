@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -76,7 +76,7 @@ class Effort:
     max_rounds: int = 200
 
 
-TINY = Effort(warmup_s=0.0, measure_s=0.0, min_rounds=3)
+TINY = Effort(warmup_s=0.0, measure_s=0.0, min_rounds=3, max_rounds=3)
 
 
 @dataclass(frozen=True)
@@ -134,31 +134,30 @@ def measure(case: Case, device: torch.device, limit: StreamingLimit, effort: Eff
         return measurement
     variants = {name: run for name, run in case.variants.items() if name not in refused}
     extra_bytes = {name: peak_extra_bytes(run, inputs, device) for name, run in variants.items()}
-    num_sets = 2 + 2 * last_cache_bytes(device) // inputs.num_bytes
-    input_sets = itertools.cycle([inputs, *(case.make_inputs(seed) for seed in range(1, num_sets))])
+    num_calls = effort.max_rounds * len(variants)
+    num_sets = min(num_calls, 2 + 2 * last_cache_bytes(device) // inputs.num_bytes)
+    input_sets = itertools.cycle([inputs, *map(case.make_inputs, range(1, num_sets))])
     calls = {name: _rotating(run, input_sets) for name, run in variants.items()}
-    calls[STREAM] = limit.run
-    times_ms = _times_ms(calls, device, effort)
-    streaming_ms = [ms * case.num_bytes / limit.num_bytes for ms in times_ms[STREAM]]
-    limit_gb_per_s = limit.num_bytes / statistics.median(times_ms[STREAM]) / 1e6
-    ours_ms = times_ms[next(iter(variants))]
+    times_ms = _times_ms({**calls, STREAM: limit.run}, device, effort)
+    streaming_ms = [ms * case.num_bytes / limit.num_bytes for ms in times_ms.pop(STREAM)]
+    ours_ms = next(iter(times_ms.values()))
     timings = tuple(
         Timing(
             name,
-            *_quantiles(times_ms[name]),
-            num_rounds=len(ours_ms),
-            ratio=_median_ratio(times_ms[name], ours_ms),
-            limit_gb_per_s=limit_gb_per_s,
-            share_of_limit=_median_ratio(streaming_ms, times_ms[name]),
+            *_quantiles(variant_ms),
+            num_rounds=len(variant_ms),
+            ratio=_median_ratio(variant_ms, ours_ms),
+            limit_gb_per_s=case.num_bytes / statistics.median(streaming_ms) / 1e6,
+            share_of_limit=_median_ratio(streaming_ms, variant_ms),
             extra_bytes=extra_bytes[name],
             error_of_budget=errors[name],
         )
-        for name in variants
+        for name, variant_ms in times_ms.items()
     )
-    return Measurement(case, timings, refused)
+    return replace(measurement, timings=timings)
 
 
-def _rotating(run: Run, input_sets: Iterator[InputSet]) -> Callable[[], Outputs]:
+def _rotating(run: Run, input_sets: Iterator[InputSet]) -> Callable[[], object]:
     return lambda: run(next(input_sets))
 
 
@@ -172,7 +171,7 @@ def _median_ratio(times: Sequence[float], of: Sequence[float]) -> float:
 
 
 def _times_ms(
-    calls: Mapping[str, Callable[[], Any]], device: torch.device, effort: Effort
+    calls: Mapping[str, Callable[[], object]], device: torch.device, effort: Effort
 ) -> dict[str, list[float]]:
     """Milliseconds of each call in each round."""
     for call in calls.values():
@@ -191,7 +190,7 @@ def _times_ms(
     return times_ms
 
 
-def _time_ms(call: Callable[[], Any], device: torch.device) -> float:
+def _time_ms(call: Callable[[], object], device: torch.device) -> float:
     """One call; what it returns is freed after the clock has stopped."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -240,14 +239,15 @@ def peak_extra_bytes(run: Run, inputs: InputSet, device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = int(torch.cuda.memory_allocated(device))
         _kept = run(inputs)
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return int(torch.cuda.max_memory_allocated(device)) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it reports its start and stop at level 5
     cpu = torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         _kept = run(inputs)
     events = profile.profiler.kineto_results.events()
     blocks = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    return max(itertools.accumulate((block.nbytes() for block in blocks), initial=0))
+    sizes: list[int] = [block.nbytes() for block in blocks]  # negative where one is given back
+    return max(itertools.accumulate(sizes, initial=0))

@@ -77,7 +77,7 @@ def table(measurement: Measurement, device: torch.device) -> Table:
 def _caption(measurement: Measurement, device: torch.device) -> str:
     if not measurement.timings:
         return measurement.case.name
-    limit = f"streaming limit {measurement.timings[0].limit_gb_per_s:,.0f} GB/s"
+    limit = f"streaming limit {measurement.timings[0].limit_gb_per_s:,.3g} GB/s"
     peak = peak_of(device_name(device))
     stated = f" of {peak.bytes_per_s / 1e9:,.0f} stated" if peak else ""
     return f"{measurement.case.name}: {limit}{stated}"
