@@ -207,8 +207,8 @@ def _time_ms(call: Callable[[], object], device: torch.device) -> float:
 def _errors_of_budget(case: Case, inputs: InputSet) -> dict[str, float]:
     """Each variant's largest error as a share of the budget, NaN if it is not finite.
 
-    The budget of an output is twice the error of plain torch plus one rounding of its largest
-    entry; see "Tests" in the contributors' notes.
+    The budget of an output is twice the error of plain torch plus one rounding of the largest
+    entry, as in the tests.
     """
     exact, plain = case.exact(inputs), case.plain(inputs)
     budgets = [

@@ -34,6 +34,7 @@ def provenance(device: torch.device) -> dict[str, str]:
     versions = environment()["versions"]
     return {
         "device": device_name(device),
+        "threads": str(torch.get_num_threads()),
         "commit": commit(),
         **{name: versions[name] for name in ("mkd_fast", "python", "torch", "triton")},
     }

@@ -20,13 +20,9 @@ from mkd_fast.files import make_folder, write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PROVENANCE = ("device", "commit", "mkd_fast", "python", "torch", "triton")
+_PROVENANCE = ("device", "threads", "commit", "mkd_fast", "python", "torch", "triton")
 COLUMNS = ("op", "case", *(field.name for field in fields(Timing)), *_PROVENANCE)
-_COLOURS = {  # Okabe and Ito's
-    "eager": "#E69F00",
-    "torch.compile": "#0072B2",
-    "reference": "#009E73",
-}
+_DRAWN = {"eager": "#E69F00", "torch.compile": "#0072B2"}  # Okabe and Ito's colours
 
 
 def write_csv(
@@ -105,18 +101,18 @@ def _verdict(budget: Budget, measurement: Measurement) -> str:
 
 
 def plot_ratios(title: str, measurements: Sequence[Measurement]) -> Figure:
-    """Bars of each rival's time over ours, a group for each case; the line is ours."""
+    """Bars of the rivals' times over ours, a group for each case; the line is ours."""
     from matplotlib.figure import Figure
 
     cases = [measurement for measurement in measurements if measurement.timings]
-    rivals = [name for name in _COLOURS if any(case.ratio(name) for case in cases)]
+    rivals = [name for name in _DRAWN if any(case.ratio(name) for case in cases)]
     thickness = 0.8 / max(len(rivals), 1)
     figure = Figure(figsize=(8.0, 1.6 + 0.85 * len(cases)), layout="constrained")
     axes = figure.add_subplot()
     for lane, rival in enumerate(rivals):
         ratios = [case.ratio(rival) or float("nan") for case in cases]
         places = [row + thickness * (lane - (len(rivals) - 1) / 2) for row in range(len(cases))]
-        bars = axes.barh(places, ratios, 0.92 * thickness, color=_COLOURS[rival], label=rival)
+        bars = axes.barh(places, ratios, 0.92 * thickness, color=_DRAWN[rival], label=rival)
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axes.axvline(1.0, color="black", linewidth=1.2)
     axes.set_yticks(range(len(cases)), [case.case.name for case in cases])

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from mkd_fast.benchmarks.readme import blocks
 
+from mkd_fast.benchmarks.readme import blocks
 from mkd_fast.evaluate.readme import check_block
 
 ROOT = Path(__file__).parents[1]

@@ -104,6 +104,16 @@ def share_out_of_range(place: str, key: str, share: float) -> ValueError:
     return value_error(place, f"{key} must lie in [0, 1]", repr(share), "Write e.g. 0.1.")
 
 
+def no_vocabulary_text(path: str, error: Exception) -> ValueError:
+    """The file by which the student's vocabulary is chosen cannot be read."""
+    return value_error(
+        "data",
+        "data.vocabulary_text must be a UTF-8 text file, a sentence a line",
+        f"{path}: {error}",
+        "Mend it, or leave it out to keep the tokens of the training text.",
+    )
+
+
 def language_without_text(absent: Sequence[str], present: Sequence[str]) -> ValueError:
     """A language is asked for that the text does not have."""
     return value_error(

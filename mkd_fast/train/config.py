@@ -46,6 +46,8 @@ class DataConfig:
             names of the hub dataset.
         seen: languages trained on; empty: all that the training text has, ``unseen`` excepted.
         unseen: languages only tested; empty: all that only the test text has.
+        vocabulary_text: a text file, a sentence a line and no labels: with the training text in
+            any language, what the student's vocabulary is chosen by. Unseen languages need it.
         hub_name, hub_config, text_column, label_column, language_column: for "hub".
         train_per_intent, test_per_intent: for "home_intents", sentences a language and intent.
         text_prefix: put before every text when it is tokenised ("query: " for E5 models).
@@ -57,6 +59,7 @@ class DataConfig:
     test: str = ""
     seen: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    vocabulary_text: str = ""
     hub_name: str = ""
     hub_config: str | None = None
     text_column: str = "text"

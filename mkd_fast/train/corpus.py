@@ -58,9 +58,18 @@ def make(config: DataConfig, seed: int, label_names: Sequence[str] | None = None
     test = load_text(_source(config, "test"), label_names=train.label_names)
     seen = set(config.seen or train.languages_present) - set(config.unseen)
     unseen = set(config.unseen or test.languages_present) - seen
+    vocabulary_text = train.texts + _lines(config.vocabulary_text)
     train = _in_languages(train, seen)
     test = _in_languages(test, unseen | seen & set(test.languages_present))
-    return Corpus(train, test, list(train.texts))
+    return Corpus(train, test, vocabulary_text)
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a text file, none where no file is named."""
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines() if path else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise checks.no_vocabulary_text(path, error) from error
 
 
 def _home_intents(config: DataConfig, seed: int) -> Corpus:

@@ -96,6 +96,9 @@ def save_folder(
             model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise checks.folder_not_made(folder, error) from error
+        # tokenizers tells of a full disk by a bare Exception in the words of Rust
+        if isinstance(error, (OSError, SafetensorError)) or "(os error " in str(error):
+            raise checks.folder_not_made(folder, error) from error
+        raise

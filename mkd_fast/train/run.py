@@ -203,6 +203,13 @@ class Run:
         tokenizer = models.load_tokenizer(self.teacher_folder)
         keep = None
         if settings.vocabulary == "used":
+            data = self.config.data
+            if self.corpus.unseen and data.source != "home_intents" and not data.vocabulary_text:
+                progress.say(
+                    "student: WARNING, its vocabulary is that of the training text, which may "
+                    f"lack words of {' '.join(self.corpus.unseen)}; name text in them in "
+                    'data.vocabulary_text, or set student.vocabulary = "all"'
+                )
             prefix = self.config.data.text_prefix
             texts = [prefix + text for text in self.corpus.vocabulary_text]
             used = [self.teacher_text.ids, *tokenizer(texts)["input_ids"]]

@@ -23,6 +23,7 @@ EVERY_KEY = {
         "test": "validation",
         "seen": ["de", "en"],
         "unseen": ["sw"],
+        "vocabulary_text": "more.txt",
         "hub_name": "AmazonScience/massive",
         "hub_config": "all_1.1",
         "text_column": "utt",

@@ -1,6 +1,8 @@
 """The text of a run: from users' files, by language, and kept so that it reads back the same."""
 
+import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -58,7 +60,7 @@ def test_languages_seen_and_unseen(files, languages, seen, unseen):
     assert corpus.unseen == tuple(unseen.split())
     tested = {"en", "fr", "sw", "th"} & {*seen.split(), *unseen.split()}
     assert set(corpus.test.languages_present) == tested  # de has no test text, and needs none
-    assert corpus.vocabulary_text == corpus.train.texts
+    assert len(corpus.vocabulary_text) == 12  # the training text of every language
     assert corpus.num_leaked == 0
     assert corpus.train.label_names == corpus.test.label_names == ("off", "on")
 
@@ -197,3 +199,27 @@ def test_discarded_text_is_made_anew(tmp_path, awkward):
     corpora.discard(tmp_path)
     assert corpora.load(tmp_path) is None
     corpora.discard(tmp_path)
+
+
+def test_vocabulary_text_is_that_of_training_in_any_language_and_of_the_named_file(tmp_path):
+    lines = ["καλημέρα σας", "jó napot"]
+    (tmp_path / "more.txt").write_text("\n".join(lines), encoding="utf-8")
+    rows = [
+        {"text": f"{language} sentence {number}", "label": "ab"[number % 2], "language": language}
+        for language in ("en", "de")
+        for number in range(4)
+    ]
+    for name in ("train", "test"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = DataConfig(
+        train=str(tmp_path / "train.jsonl"),
+        test=str(tmp_path / "test.jsonl"),
+        seen=("en",),
+        vocabulary_text=str(tmp_path / "more.txt"),
+    )
+    corpus = corpora.make(config, seed=0)
+    assert corpus.seen == ("en",)
+    assert corpus.vocabulary_text == [row["text"] for row in rows] + lines
+    with pytest.raises(ValueError, match="vocabulary_text must be a UTF-8 text file"):
+        corpora.make(replace(config, vocabulary_text=str(tmp_path / "none.txt")), seed=0)
