@@ -162,7 +162,7 @@ def _with_gradients(loss_of: Callable[[Inputs], Tensor]) -> Run:
     return run
 
 
-def _num_bytes(shape: Shape, device: torch.device) -> int:
+def num_bytes_moved(shape: Shape, device: torch.device) -> int:
     """On a GPU what the kernel requests; on a CPU every logit of both sides and gradient once."""
     size = shape.dtype.itemsize
     num_hidden = shape.num_layers * shape.num_rows * shape.num_positions * shape.width
@@ -190,7 +190,7 @@ def make_case(shape: Shape, device: torch.device) -> Case:
             "torch.compile": _with_gradients(lambda inputs: _compiled_formula()(*inputs)),
             "reference": _with_gradients(lambda inputs: _ours("eager", inputs)),
         },
-        num_bytes=_num_bytes(shape, device),
+        num_bytes=num_bytes_moved(shape, device),
         budgets=_ON_GPU if device.type == "cuda" else shape.cpu_budgets,
     )
 

@@ -18,7 +18,12 @@ OPS = {"dense_kd": dense_kd.cases}
 
 
 def bench(
-    ops: Sequence[str], out: Path, *, is_tiny: bool, plots: bool, without: Sequence[str]
+    ops: Sequence[str],
+    out: Path,
+    *,
+    is_tiny: bool,
+    plots: bool,
+    rivals_left_out: Sequence[str] = (),
 ) -> None:
     """Run the benchmarks on the GPU where there is one, else on the CPU.
 
@@ -27,7 +32,7 @@ def bench(
         out: results go to ``<out>/<device>/<op>.csv``, and ``.svg`` with ``plots``.
         is_tiny: a few rows and rounds of every case: shows that it runs, not how fast.
         plots: whether to draw the ratios.
-        without: rivals to leave out.
+        rivals_left_out: names of variants that are not run.
 
     Raises:
         ValueError: no such op or rival.
@@ -40,7 +45,7 @@ def bench(
     limit = StreamingLimit.on(device, is_tiny=is_tiny)
     effort = TINY if is_tiny else Effort()
     for op in ops or OPS:
-        cases = [_without(case, without) for case in OPS[op](device, is_tiny=is_tiny)]
+        cases = [without(case, rivals_left_out) for case in OPS[op](device, is_tiny=is_tiny)]
         rich.print(f"{op} on {device_name(device)}: forward and gradient")
         measurements = [_measured(case, device, limit, effort) for case in cases]
         path = results.write_csv(op, measurements, device, out)
@@ -53,7 +58,8 @@ def bench(
             raise checks.ours_is_wrong(op, wrong)
 
 
-def _without(case: Case, names: Sequence[str]) -> Case:
+def without(case: Case, names: Sequence[str]) -> Case:
+    """The case with some rivals left out; ours always runs, ratios are to it."""
     _ours, *rivals = case.variants
     for name in names:
         one_of("bench", "without", name, rivals)

@@ -130,7 +130,7 @@ def bench(
     """Time every kernel beside its rivals, as a share of the machine's limit."""
     from mkd_fast.benchmarks.run import bench
 
-    bench(ops or [], out, is_tiny=tiny, plots=plot, without=without or [])
+    bench(ops or [], out, is_tiny=tiny, plots=plot, rivals_left_out=without or [])
 
 
 def main() -> None:
