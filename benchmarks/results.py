@@ -117,8 +117,8 @@ def plot_ratios(title: str, measurements: Sequence[Measurement]) -> Figure:
     axes.axvline(1.0, color="black", linewidth=1.2)
     axes.set_yticks(range(len(cases)), [case.case.name for case in cases])
     axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.margins(x=0.1)  # for the last number
     axes.set_xlim(left=0)
-    axes.margins(x=0.1)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel("time of one forward and gradient, fused = 1 (the line)")
