@@ -18,6 +18,7 @@ WORDS = {
 RECIPE = """
 [run]
 folder = "{folder}"
+device = "cpu"
 
 [data]
 source = "files"

@@ -1,5 +1,6 @@
 import errno
 import re
+import resource
 
 import pytest
 import tiny_job
@@ -109,7 +110,13 @@ def test_an_error_without_words_is_named_by_its_kind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("disk is full")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("disk is full"),
+        Exception("No space left on device (os error 28)"),  # tokenizers
+    ],
+    ids=lambda error: type(error).__name__,
 )
 def test_a_folder_that_cannot_be_written_leaves_none(tmp_path, encoder, monkeypatch, error):
     model = models.load_classifier(str(encoder), LABELS)
@@ -124,6 +131,26 @@ def test_a_folder_that_cannot_be_written_leaves_none(tmp_path, encoder, monkeypa
         models.save_folder(tmp_path / "student", model, tokenizer)
     assert caught.value.errno == getattr(error, "errno", None)
     assert [child.name for child in tmp_path.iterdir()] == ["encoder"]
+
+
+def test_a_bug_while_saving_stays_one(tmp_path, encoder, monkeypatch):
+    model = models.load_classifier(str(encoder), LABELS)
+    monkeypatch.setattr(model, "save_pretrained", lambda folder: {}["bug"])
+    with pytest.raises(KeyError, match="bug"):
+        models.save_folder(tmp_path / "student", model, models.load_tokenizer(str(encoder)))
+    assert [child.name for child in tmp_path.iterdir()] == ["encoder"]
+
+
+def test_tokenizers_tells_of_a_full_disk_in_words_of_rust(tmp_path):
+    """What ``save_folder`` goes by; were it to change, this test says so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(Exception, match=r"\(os error \d+\)") as caught:
+            tiny_job.tokenizer().save_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert type(caught.value) is Exception
 
 
 def test_what_a_killed_save_left_is_replaced(tmp_path, encoder):

@@ -1,0 +1,390 @@
+"""The whole job on a tiny input: what it leaves, what it does not redo, where it can be stopped."""
+
+import csv
+import errno
+import gc
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import tiny_job
+import torch
+from tiny_problem import metric_rows
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import mkd_fast
+from mkd_fast.checks.wording import is_ours
+from mkd_fast.teacher import TeacherCache
+from mkd_fast.train import models
+from mkd_fast.train.config import load
+from mkd_fast.train.run import SCRATCH, STUDENT, Run
+from mkd_fast.train.stages import train
+
+MODELS = ["teacher", "copied, untrained", "trained student", "from scratch"]
+TEXTS = ["darken kitchen lamp", "washa jiko light"]
+NO_RIVAL = {"scratch.enabled": "false"}
+
+
+class Stopped(BaseException):
+    """What Ctrl-C raises is no Exception either."""
+
+
+class FullDiskError(OSError):
+    def __init__(self, number=errno.ENOSPC, text="No space left on device"):
+        super().__init__(number, text)
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def known_teacher(finished, monkeypatch):
+    """Fine-tuned before, by the undisturbed run."""
+    monkeypatch.setenv("MKD_FAST_HOME", str(finished.folder.parent / "home"))
+
+
+@pytest.fixture
+def ready_teacher(tmp_path):
+    """A classifier of the labels, in an order of its own."""
+    folder = tmp_path / "classifier"
+    encoder = tiny_job.write_encoder(tmp_path / "encoder")
+    model = models.load_classifier(str(encoder), ("on", "off", "dim"), seed=1)
+    models.save_folder(folder, model, models.load_tokenizer(str(encoder)))
+    return folder
+
+
+def test_every_file_is_there(finished):
+    found = json.loads((finished.folder / "run.json").read_text())
+    assert found["config"]["loss"]["temperature"] == 2.0
+    assert found["versions"]["torch"] == metadata.version("torch")
+    assert {"devices", "kernels"} <= set(found)
+    for plot in ("loss_curves.png", "accuracy.png", "size.png"):
+        assert (finished.folder / plot).read_bytes().startswith(b"\x89PNG\r\n")
+    report = (finished.folder / "report.md").read_text()
+    for words in (*MODELS, "seen languages", "unseen languages", "sw"):
+        assert words in report
+    assert (finished.folder / "copied.md").read_text().startswith("Teacher layers kept: 1 3\n")
+    assert finished.student == finished.folder / "student"
+    assert not list((finished.folder / "checkpoints").iterdir())
+
+
+def test_every_model_is_scored_in_every_language(finished):
+    with (finished.folder / "languages.csv").open() as file:
+        rows = [
+            (r["model"], r["language"], r["group"], r["num_samples"]) for r in csv.DictReader(file)
+        ]
+    languages = [("de", "seen", "12"), ("en", "seen", "12"), ("sw", "unseen", "9")]
+    assert rows == [(model, *language) for model in MODELS for language in languages]
+    with (finished.folder / "summary.csv").open() as file:
+        summary = list(csv.DictReader(file))
+    assert [row["model"] for row in summary] == MODELS
+    assert [bool(row["train_seconds"]) for row in summary] == [True, False, True, True]
+    teacher, copied, student, scratch = (int(row["layer_parameters"]) for row in summary)
+    assert copied == student == scratch < teacher
+    assert [result.scores.model for result in finished.results] == MODELS
+
+
+def test_every_step_is_written_down(finished):
+    rows = metric_rows(finished.folder / "metrics.jsonl")
+    ends = [2, 3, 4, 6, 8, 9, 10, 12]
+    assert [(row["model"], row["step"]) for row in rows] == [
+        (model, step) for model in MODELS[2:] for step in ends
+    ]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["kd"] + 0.5 * row["ce"] + row["hidden"], rel=1e-5)
+        assert row["hidden"] > 0
+
+
+PLAIN = """
+import json, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "mkd_fast":
+            raise ImportError("this process has never heard of it")
+sys.meta_path.insert(0, Blocked())
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+torch.set_num_threads(1)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+inputs = tokenizer(json.loads(sys.argv[2]), padding=True, return_tensors="pt")
+print(json.dumps([model(**inputs).logits.tolist(), model.config.id2label]))
+"""
+
+
+def test_the_student_loads_where_mkd_fast_is_not(finished, tmp_path):
+    command = [sys.executable, "-c", PLAIN, str(finished.student), json.dumps(TEXTS)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ran.returncode == 0, ran.stderr
+    logits, labels = json.loads(ran.stdout)
+    inputs = AutoTokenizer.from_pretrained(finished.student)(
+        TEXTS, padding=True, return_tensors="pt"
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(finished.student)
+    assert torch.equal(torch.tensor(logits), model(**inputs).logits)
+    assert labels == {"0": "dim", "1": "off", "2": "on"}
+
+
+def test_called_again_it_redoes_nothing(finished, known_teacher, monkeypatch):
+    for work in ("corpora.make", "copy_with_report", "capture", "fit", "predict"):
+        monkeypatch.setattr(f"mkd_fast.train.run.{work}", pytest.fail)
+    monkeypatch.setattr("mkd_fast.train.finetune.fit", pytest.fail)
+    reports = ("report.md", "languages.csv", "summary.csv")
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    texts = [(finished.folder / name).read_text() for name in reports]
+    again = mkd_fast.distill(finished.folder.parent / "recipe.toml")
+    assert again == finished
+    assert texts == [(finished.folder / name).read_text() for name in reports]
+    changed = {p.name for p in finished.folder.rglob("*") if before.get(p) != p.stat().st_mtime_ns}
+    assert {name for name in changed if not name.endswith(".png")} <= {*reports, "run"}
+
+
+STAGES = [
+    "mkd_fast.train.corpus.save",
+    "mkd_fast.train.finetune.fit",
+    "mkd_fast.train.finetune.write_json",
+    "mkd_fast.train.models.save_folder",  # the teacher's
+    "mkd_fast.train.run.copy_with_report",
+    "mkd_fast.train.models.save_folder",  # the copied student's
+    "mkd_fast.train.run.capture",
+    "mkd_fast.train.run.fit",
+    "mkd_fast.train.run.write_json",
+    "mkd_fast.train.models.save_folder",  # the trained student's
+]
+
+
+def stop_after(patch, stage):
+    *module, name = stage.split(".")
+    work = getattr(sys.modules[".".join(module)], name)
+
+    def stopping(*args, **kwargs):
+        work(*args, **kwargs)
+        raise Stopped
+
+    patch.setattr(stage, stopping)
+
+
+def test_stopped_after_each_stage(finished, recipe, monkeypatch):
+    run = Run(load(recipe, NO_RIVAL))
+    for stage in STAGES:
+        with monkeypatch.context() as patch:
+            stop_after(patch, stage)
+            with pytest.raises(Stopped):
+                train(Run(run.config))
+    train(Run(run.config))
+    assert weights(run.folder / STUDENT) == weights(finished.student)
+    assert weights(run.folder / "copied") == weights(finished.folder / "copied")
+    rows = metric_rows(finished.folder / "metrics.jsonl")
+    assert metric_rows(run.metrics_path) == [row for row in rows if row["model"] == MODELS[2]]
+
+
+@pytest.mark.parametrize("error", [Stopped, FullDiskError])
+def test_stopped_every_few_writes(finished, recipe, monkeypatch, error):
+    """No write is the one at which a run may not stop; each attempt is allowed a few more."""
+    sync = os.fsync
+    for attempt in range(100):
+        left = 9 + attempt % 3  # the four files of the text are written in one go, with two each
+
+        def stop(descriptor):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise error
+            sync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", stop)
+            try:
+                train(Run(load(recipe)))
+                break
+            except (Stopped, OSError) as stopped:
+                assert type(stopped) is Stopped or is_ours(stopped)  # noqa: PT017 - the last one ends
+    assert attempt > 3
+    folder = tmp_folder(recipe)
+    assert weights(folder / STUDENT) == weights(finished.student)
+    assert weights(folder / SCRATCH) == weights(finished.folder / SCRATCH)
+    assert metric_rows(folder / "metrics.jsonl") == metric_rows(finished.folder / "metrics.jsonl")
+
+
+def tmp_folder(recipe):
+    return Path(load(recipe).run.folder)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+import mkd_fast
+from mkd_fast.train import checkpoint
+torch.set_num_threads(1)
+save, saved = checkpoint.save, []
+def killing(path, *args):
+    save(path, *args)
+    saved.append(path.name)
+    if saved.count("student.pt") == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save = killing
+mkd_fast.distill(sys.argv[1])
+"""
+
+
+def test_killed_while_training(finished, recipe, monkeypatch):
+    command = [sys.executable, "-c", KILLED, str(recipe)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    monkeypatch.setattr("mkd_fast.train.finetune.fit", pytest.fail)
+    monkeypatch.setattr("mkd_fast.train.run.copy_with_report", pytest.fail)
+    result = mkd_fast.distill(recipe)
+    for name in ("copied", STUDENT, SCRATCH):
+        assert weights(result.folder / name) == weights(finished.folder / name)
+    for name in ("languages.csv", "data/train.jsonl", "cache/shard-00000.safetensors"):
+        assert (result.folder / name).read_bytes() == (finished.folder / name).read_bytes()
+    rows = metric_rows(finished.folder / "metrics.jsonl")
+    assert metric_rows(result.folder / "metrics.jsonl") == rows
+    assert [r.scores for r in result.results] == [r.scores for r in finished.results]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train.epochs": "3"}, "train.epochs: was 2, is 3"),
+        ({"student.depth": "[0, 1]"}, "student.depth: was 'stride', is [0, 1]"),
+        (
+            {"loss.alpha_beta": "[0.5, 0.5]", "loss.divergence": "alpha_beta"},
+            "alpha_beta: was None",
+        ),
+        ({"data.seen": '["en"]', "run.seed": "1"}, "run.seed: was 0, is 1; data.seen: was [], is"),
+    ],
+)
+def test_another_recipe_in_the_same_folder_is_refused(finished, known_teacher, change, words):
+    before = (finished.folder / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        mkd_fast.distill(finished.folder.parent / "recipe.toml", change)
+    assert f"{finished.folder} belongs to a run of one recipe" in str(caught.value)
+    assert (finished.folder / "run.json").read_bytes() == before
+
+
+def test_until_more_than_text_is_there_a_recipe_may_change(recipe):
+    """So that a wrong path can be corrected without clearing up."""
+    with pytest.raises(FileNotFoundError, match=re.escape("absent.jsonl")):
+        _ = Run(load(recipe, {"data.train": "absent.jsonl"})).corpus
+    assert Run(load(recipe)).corpus.seen == ("de", "en")
+    run = Run(load(recipe, {"data.seen": '["de"]'}))
+    assert run.corpus.seen == ("de",)
+    found = json.loads((run.folder / "run.json").read_text())
+    assert found["config"]["data"]["seen"] == ["de"]
+
+
+def test_a_folder_of_other_files_is_left_alone(recipe):
+    folder = tmp_folder(recipe)
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "train.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match="with 'data' and no run"):
+        mkd_fast.distill(recipe)
+    assert [path.name for path in folder.rglob("*")] == ["data", "train.jsonl"]
+
+
+@pytest.mark.usefixtures("known_teacher")
+@pytest.mark.parametrize(
+    ("change", "keep", "hidden_layers", "layers"),
+    [
+        ({"loss.hidden_weight": "0.0"}, "logits", (), (1, 3)),
+        ({"capture.keep": "topk:2", "loss.hidden_weight": "0.0"}, "topk:2", (), (1, 3)),
+        ({"capture.keep": "topk:2"}, "topk:2", (2, 4), (1, 3)),
+        ({"student.depth": "[0, 2, 3]"}, "logits", (1, 3, 4), (0, 2, 3)),
+        ({"student.depth": "first", "student.num_layers": "1"}, "logits", (1,), (0,)),
+        ({"student.vocabulary": "all"}, "logits", (2, 4), (1, 3)),
+        (
+            {"data.text_prefix": "query: ", "finetune.freeze": "['embeddings']"},
+            "logits",
+            (2, 4),
+            (1, 3),
+        ),
+    ],
+    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_other_recipes(finished, recipe, change, keep, hidden_layers, layers):
+    run = Run(load(recipe, {**change, **NO_RIVAL}))
+    train(run)
+    summary = TeacherCache.open(run.folder / "cache").summary()
+    assert (summary.keep, summary.hidden_layers) == ((keep,), hidden_layers)
+    assert summary.temperatures == ((2.0,) if keep == "topk:2" else ())
+    teacher = models.load_classifier(run.teacher_folder, run.corpus.train.label_names)
+    copied, trained = (
+        models.load_classifier(str(run.folder / n), ("a", "b", "c")) for n in ("copied", STUDENT)
+    )
+    assert len(copied.bert.encoder.layer) == len(layers)
+    for ours, theirs in enumerate(layers):
+        wanted = teacher.bert.encoder.layer[theirs].state_dict()
+        found = copied.bert.encoder.layer[ours].state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+        assert not torch.equal(
+            trained.bert.encoder.layer[ours].output.dense.weight,
+            copied.bert.encoder.layer[ours].output.dense.weight,
+        )
+    cut = copied.config.vocab_size < teacher.config.vocab_size
+    assert cut == (run.config.student.vocabulary == "used")
+    hidden = [row["hidden"] for row in metric_rows(run.metrics_path)]
+    assert all(value > 0 for value in hidden) if hidden_layers else not any(hidden)
+
+
+def test_a_teacher_that_is_ready_is_used_as_it_is(recipe, ready_teacher, home):
+    before = weights(ready_teacher)
+    change = {"teacher.model": str(ready_teacher), "teacher.finetuned": "true"}
+    result = mkd_fast.distill(recipe, change)
+    assert weights(ready_teacher) == before
+    assert not home.exists()
+    teacher, *_, scratch = result.results
+    assert teacher.train_seconds is None
+    assert scratch.train_seconds > 0
+    config = models.load_classifier(str(result.student), ("on", "off", "dim")).config
+    assert models.labels_of(str(result.student)) == ("on", "off", "dim")
+    assert config.num_hidden_layers == 2
+    assert {row["model"] for row in metric_rows(result.folder / "metrics.jsonl")} == {*MODELS[2:]}
+
+
+def test_a_cache_of_another_teacher_is_noticed(recipe, ready_teacher):
+    change = {"teacher.model": str(ready_teacher), "teacher.finetuned": "true"}
+    _ = Run(load(recipe, change)).cache
+    model = models.load_classifier(str(ready_teacher), ("on", "off", "dim"))
+    with torch.no_grad():
+        model.classifier.bias += 1
+    model.save_pretrained(ready_teacher)
+    with pytest.raises(ValueError, match="cache must be of teacher '") as caught:
+        _ = Run(load(recipe, change)).cache
+    assert "got teacher '" in str(caught.value)
+
+
+def test_no_teacher_is_in_memory_while_the_student_trains(recipe, monkeypatch):
+    def layers_of_models():
+        return sorted(
+            found.config.num_hidden_layers
+            for found in gc.get_objects()
+            if type(found).__name__ == "BertForSequenceClassification"
+        )
+
+    gc.collect()
+    before, seen = layers_of_models(), []
+
+    def fit(model, *args, **kwargs):
+        seen.append(layers_of_models())
+        raise Stopped
+
+    monkeypatch.setattr("mkd_fast.train.run.fit", fit)
+    with pytest.raises(Stopped):
+        mkd_fast.distill(recipe)
+    assert seen == [sorted([*before, 2])]  # the student's layers; the teacher has four
+
+
+def test_leaks_are_told(recipe, capsys):
+    folder = recipe.parent
+    with (folder / "test.jsonl").open("a") as file:
+        file.write((folder / "train.jsonl").read_text().splitlines()[0] + "\n")
+    _ = Run(load(recipe)).corpus
+    assert "WARNING, 1 test sentences also occur in training" in capsys.readouterr().out
