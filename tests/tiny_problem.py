@@ -51,12 +51,14 @@ class Problem:
     Attributes:
         before_step: the weights that each step found.
         rows_of_step: the rows of each step.
+        model: what is trained.
     """
 
     meddle: Callable[[int, Tensor, Model], Tensor] = lambda number, loss, model: loss
     first_step: int = 1
     before_step: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     rows_of_step: dict[int, list[int]] = field(default_factory=dict)
+    model: Model | None = None
 
     def batches(self, epoch: int) -> list[list[int]]:
         rows = torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(epoch))
@@ -69,6 +71,7 @@ class Problem:
         return Step(Batch(input_ids, mask, input_ids[:, 0] % 3, sample_ids))
 
     def loss(self, model: Model, step: Step) -> LossOutput:
+        self.model = model
         number = self.first_step + len(self.before_step)
         self.before_step[number] = model.weights()
         self.rows_of_step[number] = step.batch.sample_ids.tolist()

@@ -1,6 +1,6 @@
 """A run: its folder, and the stages that fill it, each made once.
 
-A stage is asked for and not called: ``run.cache()`` opens what an earlier run has finished, or
+A stage is asked for and not called: ``run.cache`` opens what an earlier run has finished, or
 makes it, and whatever it needs before it, from its last checkpoint.
 """
 

@@ -115,7 +115,7 @@ def nan_gradient(number, loss, model):
 
 
 @pytest.mark.parametrize("spoil", [nan_loss, infinite_loss, nan_gradient])
-@pytest.mark.parametrize("log_every", [1, 5])
+@pytest.mark.parametrize("log_every", [1, 5, 100])
 @pytest.mark.parametrize("step", [1, 5, 7])
 def test_nothing_moves_from_a_step_on_that_is_not_finite(tmp_path, spoil, log_every, step):
     """With log_every = 5 the host learns of it later; steps until then are finite again."""
@@ -129,22 +129,9 @@ def test_nothing_moves_from_a_step_on_that_is_not_finite(tmp_path, spoil, log_ev
     last = max(problem.before_step)
     assert last == min(math.ceil(step / log_every) * log_every, NUM_STEPS)
     assert all(same(problem.before_step[step], problem.before_step[n]) for n in range(step, last))
+    assert same(problem.before_step[step], problem.model.weights())
     if step > 1:
         assert not same(problem.before_step[step - 1], problem.before_step[step])
-
-
-def test_the_model_in_hand_has_not_moved_either(tmp_path):
-    found = []
-
-    def spoil(number, loss, model):
-        found.append(model)
-        return loss * math.nan if number == 5 else loss
-
-    problem = Problem(spoil)
-    with pytest.raises(FloatingPointError, match="at step 5"):
-        train(tmp_path, problem, replace(OPTIM, log_every=100, checkpoint_every=100))
-    assert len(problem.before_step) == NUM_STEPS  # the end is where the host looked
-    assert same(problem.before_step[5], found[-1].weights())
 
 
 def test_after_a_step_that_is_not_finite_the_checkpoint_is_the_one_before(tmp_path):
