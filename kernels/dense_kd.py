@@ -86,7 +86,6 @@ def traffic(
     config = dense_kd_config(
         vocab_size,
         logit_bytes=(student_bytes, teacher_bytes),
-        divergence=divergence,
         is_aligned=vocab_size % 8 == 0,
     )
     num_reads = 1
@@ -132,7 +131,7 @@ def dense_kd(
 def plan(inputs: Inputs, options: Options, warp_size: int) -> tuple[list[Launch], Results]:
     """The launches that compute the op, none of them run yet, and what they will write."""
     student = inputs.student
-    config = _config(inputs, options, warp_size)
+    config = _config(inputs, warp_size)
     buffers = _Buffers.for_launch(inputs, options, config)
     launches = []
     denominator = inputs.num_tokens if options.reduction == "mean" else None
@@ -147,15 +146,14 @@ def plan(inputs: Inputs, options: Options, warp_size: int) -> tuple[list[Launch]
     return [*launches, last_launch], (*values, grad_student, buffers.grad_hidden)
 
 
-def _config(inputs: Inputs, options: Options, warp_size: int) -> LaunchConfig:
+def _config(inputs: Inputs, warp_size: int) -> LaunchConfig:
     num_columns = inputs.student.shape[1]
     sides = (inputs.student, inputs.teacher)
     layers = (*inputs.student_hidden, *inputs.teacher_hidden)
     return dense_kd_config(
         num_columns,
         logit_bytes=(inputs.student.element_size(), inputs.teacher.element_size()),
-        hidden_bytes=min((layer.element_size() for layer in layers), default=4),
-        divergence=options.resolved_divergence,
+        hidden_bytes=max((layer.element_size() for layer in layers), default=4),
         warp_size=warp_size,
         is_aligned=row_alignment(*(side.stride(0) for side in sides), num_columns) == 8,
     )
@@ -256,7 +254,7 @@ def _main_launch(
         kernel = dense_kd_rows
         arguments["GROUP"], arguments["LAYOUT"] = row_layout(inputs, options.vocab_size)
     grid = buffers.num_programs + buffers.num_hidden_programs
-    return Launch(kernel, grid, arguments, config.num_warps)
+    return Launch(kernel, grid, arguments, config.num_warps, is_register_bound=True)
 
 
 def _reduce_launch(

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from triton.compiler import ASTSource
 
 from mkd_fast.kernels.arguments import Inputs, Options
 from mkd_fast.kernels.dense_kd import plan
+from mkd_fast.kernels.dense_kd_rows import dense_kd_rows
+from mkd_fast.kernels.dense_kd_tile import dense_kd_tile
 from mkd_fast.kernels.launch import Launch
 from mkd_fast.kernels.scale import launch_of_scale
 
@@ -119,7 +121,7 @@ def compile_launch(name: str, launch: Launch, target: str) -> Report:
     compiled = triton.compile(
         ASTSource(launch.kernel, source.signature, source.constants, source.attributes),
         target=TARGETS[target],
-        options={"num_warps": launch.num_warps, "enable_fp_fusion": True},
+        options=launch.options(is_nvidia=TARGETS[target].backend == "cuda"),
     )
     if target.startswith("sm_"):
         usage = _nvidia_usage(compiled.asm["cubin"])
@@ -249,12 +251,7 @@ class Case:
             needs_grad_student=self.has_gradient,
             needs_grad_hidden=self.has_gradient,
         )
-        launches, _ = plan(inputs, options, warp_size)
-        is_first = self == CASES[0]
-        scaled = inputs.student
-        for scale in (scaled.new_empty(()), scaled.new_empty(num_tokens)) if is_first else ():
-            launches.append(launch_of_scale(scaled, scale))
-        return launches if is_first else [launch for launch in launches if launch.grid > 1]
+        return plan(inputs, options, warp_size)[0]
 
 
 _FLOAT32 = {"student": torch.float32, "teacher": torch.float32, "hidden": torch.float32}
@@ -297,12 +294,25 @@ def all_cases() -> Iterator[Case]:
         yield dataclasses.replace(case, name=name, has_gradient=has_gradient)
 
 
-def reports(cases: Iterator[Case] | tuple[Case, ...]) -> Iterator[Report]:
-    """Compile the launches of the cases for every target."""
+def scale_launches() -> list[Launch]:
+    """The launches of ``scale_``: one scale for all, and one a token."""
+    grad = torch.empty(512, 32000, dtype=torch.bfloat16, device="meta")
+    return [launch_of_scale(grad, grad.new_empty(shape)) for shape in ((), (512,))]
+
+
+def reports(cases: Iterable[Case]) -> Iterator[Report]:
+    """Compile the launches of the cases for every target; the small kernels only once."""
+    compiled = set()
+    for target in TARGETS:
+        for launch in scale_launches():
+            yield compile_launch("scale", launch, target)
     for case in cases:
-        for target in TARGETS:
-            for launch in case.launches(64 if target == "gfx942" else 32):
-                yield compile_launch(case.name, launch, target)
+        for target, gpu in TARGETS.items():
+            for launch in case.launches(gpu.warp_size):
+                key = (target, launch.kernel.__name__)
+                if launch.kernel in (dense_kd_tile, dense_kd_rows) or key not in compiled:
+                    compiled.add(key)
+                    yield compile_launch(case.name, launch, target)
 
 
 def main() -> None:

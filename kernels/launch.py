@@ -11,6 +11,8 @@ _TILE_COLUMNS = 8192  # a pair of longer rows does not stay in registers
 _UNALIGNED_TILE_COLUMNS = 1024
 _TILE_ELEMENTS = 1024  # of small rows: 8 a thread of either side, about 64 registers
 _HIDDEN_COLUMNS = 128
+# Left to itself ptxas gives up a few registers, and spills, to fit in one more block.
+_MAX_REGISTERS = 128
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,20 @@ class Launch:
     grid: int
     arguments: dict[str, Any]
     num_warps: int
+    is_register_bound: bool = False
 
     def run(self) -> None:
         """Launch it on the current stream; a grid of nothing is not launched."""
         if self.grid:
-            options = {"num_warps": self.num_warps, "enable_fp_fusion": True}
+            options = self.options(is_nvidia=torch.version.hip is None)
             self.kernel[(self.grid,)](**self.arguments, **options)
+
+    def options(self, *, is_nvidia: bool) -> dict[str, Any]:
+        """What the compiler is told."""
+        options: dict[str, Any] = {"num_warps": self.num_warps, "enable_fp_fusion": True}
+        if self.is_register_bound and is_nvidia:
+            options["maxnreg"] = _MAX_REGISTERS
+        return options
 
 
 def dense_kd_config(
@@ -54,20 +64,18 @@ def dense_kd_config(
     *,
     logit_bytes: tuple[int, int],
     hidden_bytes: int = 4,
-    divergence: str,
     warp_size: int = 32,
     is_aligned: bool = True,
 ) -> LaunchConfig:
     """The configuration for rows of ``num_columns`` logits.
 
-    The numbers come from the compile gates (gates.py): the largest blocks that do not spill on any
-    target, and two blocks of 512 threads on a multiprocessor where that is to be had.
+    The numbers come from the compile gates (gates.py): the widest blocks that do not spill on any
+    target and leave room for a quarter of a multiprocessor's warps or more.
 
     Args:
         num_columns: of the student's rows.
         logit_bytes: of one logit of the student and of the teacher.
-        hidden_bytes: of one hidden state, of the narrowest layer.
-        divergence: jsd keeps more values at once and gets a smaller block.
+        hidden_bytes: of one hidden state, of the widest layer.
         warp_size: threads in a warp of the device.
         is_aligned: whether every row begins at a multiple of 16 bytes. Long rows that do not are
             left to "rows", which can read them in whole vectors all the same.
@@ -78,10 +86,9 @@ def dense_kd_config(
         rows = max(1, _TILE_ELEMENTS // block)
         num_threads = min(512, max(128, rows * block // 8))
     else:
-        kernel, rows, num_threads = "rows", 1, 512
-        # Two 16-byte loads a thread of the wider side, one of the narrower for jsd.
-        per_thread = 16 // min(logit_bytes) if divergence == "jsd" else 32 // max(logit_bytes)
-        block = num_threads * per_thread
+        kernel, rows, num_threads = "rows", 1, 256
+        # One 16-byte load a thread of the narrower side: with two, some divergences spill.
+        block = num_threads * 16 // min(logit_bytes)
     return LaunchConfig(
         kernel,
         rows,

@@ -11,9 +11,11 @@ from mkd_fast.kernels import gates
 for report in gates.reports(gates.CASES):
     print(json.dumps(dataclasses.asdict(report)))  # noqa: T201
 
-(launch,) = (launch for launch in gates.Case("oversized", 8192).launches(32) if launch.grid > 1)
-oversized = dataclasses.replace(
-    launch, num_warps=4, arguments=launch.arguments | {"BLOCK": 16384, "ROWS": 1}
+(launch,) = (
+    launch
+    for launch in gates.Case("oversized", 8192).launches(32)
+    if launch.kernel is gates.dense_kd_tile
 )
+oversized = dataclasses.replace(launch, num_warps=2, arguments=launch.arguments | {"BLOCK": 32768})
 for target in gates.TARGETS:
     print(json.dumps(dataclasses.asdict(gates.compile_launch("oversized", oversized, target))))  # noqa: T201
