@@ -43,3 +43,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> DistillResult:
 def recipe(tmp_path: Path) -> Path:
     """The tiny job, not yet run."""
     return tiny_job.write_job(tmp_path)
+
+
+@pytest.fixture
+def known_teacher(finished: DistillResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuned before, by the undisturbed run."""
+    monkeypatch.setenv("MKD_FAST_HOME", str(finished.folder.parent / "home"))

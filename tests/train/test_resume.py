@@ -3,11 +3,7 @@
 import errno
 import os
 import re
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -102,32 +98,6 @@ def test_a_finished_training_is_only_loaded(tmp_path, undisturbed):
     model, again = train(tmp_path, rest)
     assert not rest.before_step
     assert again == first
-    assert_same(tmp_path, model, undisturbed)
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-from tiny_problem import Problem, train
-torch.set_num_threads(1)
-def meddle(number, loss, model):
-    if number == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss
-train(Path(sys.argv[2]), Problem(meddle))
-"""
-
-
-def test_killed(tmp_path, undisturbed):
-    helpers = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", KILLED, helpers, str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == -signal.SIGKILL, ran.stderr
-    rest = Problem(first_step=7)
-    model, _ = train(tmp_path, rest)
-    assert list(rest.before_step) == list(range(7, NUM_STEPS + 1))
     assert_same(tmp_path, model, undisturbed)
 
 
