@@ -220,7 +220,8 @@ def available_capabilities() -> list[str]:
 
 
 def run_with(capability: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"MKD_FAST_CPU_CAPABILITY": capability}
+    tests = str(Path(__file__).parents[1])  # where this file imports from, run as a script
+    environment = os.environ | {"MKD_FAST_CPU_CAPABILITY": capability, "PYTHONPATH": tests}
     command = [sys.executable, __file__, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
