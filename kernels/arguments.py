@@ -151,7 +151,7 @@ class Inputs:
         for index, (student, teacher) in enumerate(
             zip(self.student_hidden, self.teacher_hidden, strict=True)
         ):
-            strides = (*student.stride()[:2], *teacher.stride()[:2])
+            strides = (*_row_strides(student), *_row_strides(teacher))
             layers.append(Layer(student, teacher, grads[index] if grads else None, strides))
         return Hidden(
             layers=tuple(layers),
@@ -160,6 +160,11 @@ class Inputs:
             slope=2.0 * options.hidden_weight / max(len(layers), 1),
             errors=errors,
         )
+
+
+def _row_strides(layer: Tensor) -> tuple[int, int]:
+    """Elements from token to token and from position to position."""
+    return layer.stride(0), layer.stride(1)
 
 
 def with_contiguous_columns(tensor: Tensor) -> Tensor:

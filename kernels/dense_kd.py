@@ -21,8 +21,8 @@ one) and a sum of the programs' values comes after; nothing waits for the host.
 
 Saved for backward: the gradients themselves, in the dtypes of their inputs, nothing else.
 Deterministic: sums go in a fixed order, and there are no atomics.
-Not supported: softcap, float64, columns that are not contiguous (they are copied first), more than
-2^31 columns or rows. A label that names no column makes its token's loss NaN.
+Not supported: softcap, float64, the divergences not listed above; 2^31 columns or rows and more.
+Columns that are not contiguous are copied first. A label that names no column makes its token's loss NaN.
 """
 
 from collections.abc import Sequence
@@ -123,8 +123,9 @@ def dense_kd(
         None if hidden_mask is None else hidden_mask.contiguous(),
     )
     launches, results = plan(inputs, Options(**options), warp_size_of(student.device))
-    for launch in launches:
-        launch.run()
+    with torch.cuda.device_of(student):
+        for launch in launches:
+            launch.run()
     return results
 
 

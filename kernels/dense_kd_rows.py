@@ -15,7 +15,7 @@ column by column. A group that holds a column of ours never leaves the 16-byte u
 lies in, so nothing outside the allocation is touched. "whole" needs no shift; "scattered" is for
 sides that are shifted differently, and loads column by column.
 """
-# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import triton
 import triton.language as tl
@@ -155,7 +155,7 @@ def _sweep(
     OWN_SUM: tl.constexpr, REVERSED: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """D of a row in bits and the sum of its slopes; the gradient is written where GRAD is set."""
+    """D of a row in bits and the sum of its centres; the gradient is written where GRAD is set."""
     top_s, top_t, sum_s, sum_t, sum_own, _ = statistics
     scale_s = 1.0 / sum_s
     scale_t = 1.0 / sum_t
@@ -163,7 +163,7 @@ def _sweep(
     log2_s = tl.log2(sum_s)
     log2_t = tl.log2(sum_t)
     values = tl.zeros([BLOCK // GROUP], tl.float32)
-    slopes = values
+    centres = values
     width = V
     if GRAD:
         width = num_columns
@@ -183,7 +183,7 @@ def _sweep(
             terms.beta, DIVERGENCE,
         )  # fmt: skip
         values += tl.sum(value, 1)
-        slopes += tl.sum(direct + q * g, 1)
+        centres += tl.sum(direct + q * g, 1)
         if GRAD:
             result = tl.zeros([BLOCK // GROUP, GROUP], tl.float32)
             if KD_GRAD:
@@ -195,7 +195,7 @@ def _sweep(
                 is_label = _offsets(start, BLOCK, GROUP) == label + shift
                 result += (terms.ce_slope * weight) * (soft - is_label.to(tl.float32))
             _write(grad, first_g, start, shift, num_columns, result, BLOCK, GROUP, LAYOUT)
-    return tl.sum(values), tl.sum(slopes)
+    return tl.sum(values), tl.sum(centres)
 
 
 @triton.jit

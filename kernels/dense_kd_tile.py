@@ -3,7 +3,7 @@
 Statistics, value and gradient come from the one copy on chip, so a bf16 logit costs 6 bytes
 whatever the divergence. With ROWS = 1 it also serves rows of a few thousand columns.
 """
-# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import triton
 import triton.language as tl

@@ -133,21 +133,29 @@ def compile_launch(name: str, launch: Launch, target: str) -> Report:
         loads, stores = r"\b(?:global|buffer)_load_\S+", r"\b(?:global|buffer)_store_\S+"
     registers, spill_bytes, shared_bytes = usage
     shared_bytes = max(shared_bytes, compiled.metadata.shared)
-    counts = []
-    for pattern in (loads, stores):
-        found = re.findall(pattern, assembly)
-        num_wide = sum(re.search(wide, access) is not None for access in found)
-        counts += [num_wide, len(found) - num_wide]
+    (wide_loads, narrow_loads), (wide_stores, narrow_stores) = (
+        _count(assembly, accesses, wide) for accesses in (loads, stores)
+    )
     return Report(
-        f"{name}/{launch.kernel.__name__}",
-        target,
-        launch.num_warps,
-        registers,
-        spill_bytes,
-        shared_bytes,
-        *counts,
+        name=f"{name}/{launch.kernel.__name__}",
+        target=target,
+        num_warps=launch.num_warps,
+        registers=registers,
+        spill_bytes=spill_bytes,
+        shared_bytes=shared_bytes,
+        wide_loads=wide_loads,
+        narrow_loads=narrow_loads,
+        wide_stores=wide_stores,
+        narrow_stores=narrow_stores,
         occupancy=_occupancy(target, launch.num_warps, registers, shared_bytes),
     )
+
+
+def _count(assembly: str, accesses: str, wide: str) -> tuple[int, int]:
+    """How many accesses to global memory are wide, and how many are not."""
+    found = re.findall(accesses, assembly)
+    num_wide = sum(re.search(wide, access) is not None for access in found)
+    return num_wide, len(found) - num_wide
 
 
 def _nvidia_usage(cubin: bytes) -> tuple[int, int, int]:
@@ -251,10 +259,15 @@ class Case:
             needs_grad_student=self.has_gradient,
             needs_grad_hidden=self.has_gradient,
         )
-        return plan(inputs, options, warp_size)[0]
+        launches: list[Launch] = plan(inputs, options, warp_size)[0]
+        return launches
 
 
-_FLOAT32 = {"student": torch.float32, "teacher": torch.float32, "hidden": torch.float32}
+_FLOAT32: dict[str, Any] = {
+    "student": torch.float32,
+    "teacher": torch.float32,
+    "hidden": torch.float32,
+}
 # Each kernel with the divergences that use most registers, at each entry of the launch table.
 CASES = (
     Case("64 columns", 64),
@@ -280,7 +293,7 @@ def all_cases() -> Iterator[Case]:
     """The full grid: table entries x divergences x dtypes x temperature x gradient or not."""
     columns = (16, 64, 256, 1024, 4096, 8192, 32000, 250002)
     divergences = ("forward_kl", "reverse_kl", "jeffreys", "jsd")
-    dtypes = (
+    dtypes: tuple[dict[str, Any], ...] = (
         {},
         _FLOAT32,
         {"teacher": torch.float32},

@@ -4,7 +4,7 @@ H of a token is the mean over matched layers l, counted positions and width of (
 dH/dh_s = 2 (h_s - h_t) / (num_layers * counted * D_l). Either side is read once and the gradient
 written once; a program takes ROWS positions of every layer.
 """
-# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import triton
 import triton.language as tl

@@ -13,7 +13,7 @@ because dq_u/dx_v = q_u (1[u = v] - q_v). Where dD/dq_v has a part -p_v / q_v it
 and a constant in g cancels. A probability of zero contributes its limit; NaN is never masked, so
 that it reaches the loss.
 """
-# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import triton
 import triton.language as tl

@@ -3,8 +3,9 @@
 The incoming gradient is 1 for a plain ``loss.backward()``. Whether it is, is asked on the device:
 the host never waits, and where it is 1 no program touches the gradient.
 """
-# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -51,4 +52,5 @@ def scale_(grad: Tensor, scale: Tensor) -> None:
     """The op of this name; its schema stands in losses/ops.py. ``grad`` is contiguous."""
     assert grad.is_contiguous(), "gradients of our ops are"
     if grad.numel():
-        launch_of_scale(grad, scale).run()
+        with torch.cuda.device_of(grad):
+            launch_of_scale(grad, scale).run()

@@ -1,5 +1,5 @@
 """From the values of tokens or programs to the four results: a fixed order of sums, no atomics."""
-# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import triton
 import triton.language as tl
