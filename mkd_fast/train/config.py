@@ -176,13 +176,17 @@ class ScratchConfig:
     Args:
         enabled: train it.
         learning_rate: its own, since what suits a copy does not suit random weights.
+        hidden_weight: likewise. Matching the teacher's hidden states helps a copy of its layers,
+            and keeps random ones from learning: benchmarks/LOG.md.
     """
 
     enabled: bool = True
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-4
+    hidden_weight: float = 0.0
 
     def __post_init__(self) -> None:
         checks.positive("recipe: [scratch]", "learning_rate", self.learning_rate)
+        checks.not_negative("recipe: [scratch]", "hidden_weight", self.hidden_weight)
 
 
 @dataclass(frozen=True)

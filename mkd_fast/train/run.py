@@ -4,11 +4,10 @@ A stage is asked for and not called: ``run.cache`` opens what an earlier run has
 makes it, and whatever it needs before it, from its last checkpoint.
 """
 
-import dataclasses
 import gc
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mkd_fast.environment import environment
 from mkd_fast.evaluate.metrics import ModelScores, predict, score_languages
 from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
 from mkd_fast.files import read_json, write_atomically, write_json
+from mkd_fast.losses import LossSpec
 from mkd_fast.student import check_same_splits, copy_with_report, scratch_like, used_token_ids
 from mkd_fast.student.depth import choose_layers
 from mkd_fast.student.tokenizer import trim_tokenizer
@@ -116,11 +116,19 @@ class Run:
         return models.labels_of(resolve_model(teacher.model)) if teacher.finetuned else None
 
     @cached_property
+    def kept_layers(self) -> tuple[int, ...]:
+        """The teacher's layers that the student consists of."""
+        settings = self.config.student
+        num_layers = models.num_layers_of(resolve_model(self.config.teacher.model))
+        return choose_layers(settings.depth, num_layers, settings.num_layers or None)
+
+    @cached_property
     def finetuned(self) -> FinetunedTeacher | None:
         """The teacher this package fine-tuned; None where the recipe names one that is ready."""
         if self.config.teacher.finetuned:
             return None
         model = resolve_model(self.config.teacher.model)
+        _ = self.kept_layers  # a depth that the teacher does not have is told before it is trained
         return finetuned_teacher(
             model, self.corpus.train, self.config, self.device, SHOWN_AS[TEACHER]
         )
@@ -149,13 +157,10 @@ class Run:
     @cached_property
     def matched_layers(self) -> tuple[tuple[int, int], ...]:
         """Pairs of hidden states (student's, teacher's): behind each layer and its original."""
-        if not self.config.loss.hidden_weight:
+        scratch = self.config.scratch
+        if not (self.config.loss.hidden_weight or (scratch.enabled and scratch.hidden_weight)):
             return ()
-        num_layers = models.num_layers_of(self.teacher_folder)
-        kept = choose_layers(
-            self.config.student.depth, num_layers, self.config.student.num_layers or None
-        )
-        return tuple((ours + 1, theirs + 1) for ours, theirs in enumerate(kept))
+        return tuple((ours + 1, theirs + 1) for ours, theirs in enumerate(self.kept_layers))
 
     @cached_property
     def cache(self) -> TeacherCache:
@@ -217,9 +222,7 @@ class Run:
             tokenizer, token_map = trim_tokenizer(full, used_token_ids(used, full))
             check_same_splits(full, tokenizer, [prefix + t for t in self.corpus.train.texts])
             keep = token_map.keep_token_ids
-        student, report = copy_with_report(
-            teacher, settings.depth, settings.num_layers or None, keep_token_ids=keep
-        )
+        student, report = copy_with_report(teacher, self.kept_layers, keep_token_ids=keep)
         write_atomically(self.folder / "copied.md", [report.to_markdown().encode()])
         models.save_folder(folder, student, tokenizer)
         before = sum(part.parameters_before for part in report.parts)
@@ -235,15 +238,16 @@ class Run:
         folder = self.folder / name
         if folder.exists():
             return folder
-        config = self.config.train
+        config, spec = self.config.train, self.config.loss
         model = models.load_classifier(str(self.copied), self.corpus.train.label_names)
         if name == SCRATCH:
             model = scratch_like(model, self.config.run.seed)
-            rate = self.config.scratch.learning_rate
-            config = dataclasses.replace(config, learning_rate=rate, freeze=())
+            scratch = self.config.scratch
+            config = replace(config, learning_rate=scratch.learning_rate, freeze=())
+            spec = replace(spec, hidden_weight=scratch.hidden_weight)
         result = fit(
             models.to_device(model, self.device),
-            self._distill_task(config),
+            self._distill_task(config, spec),
             config,
             name=SHOWN_AS[name],
             checkpoint_path=self.folder / "checkpoints" / f"{name}.pt",
@@ -255,7 +259,7 @@ class Run:
         (self.folder / "checkpoints" / f"{name}.pt").unlink()
         return folder
 
-    def _distill_task(self, config: OptimConfig) -> DistillTask:
+    def _distill_task(self, config: OptimConfig, spec: LossSpec) -> DistillTask:
         cache = self.cache
         gc.collect()  # the teacher that made it
         return DistillTask(
@@ -264,8 +268,8 @@ class Run:
             seed=self.config.run.seed,
             teacher_text=self.teacher_text,
             cache=cache,
-            spec=self.config.loss,
-            matched_layers=self.matched_layers,
+            spec=spec,
+            matched_layers=self.matched_layers if spec.hidden_weight else (),
         )
 
     def model_folder(self, name: str) -> str:
@@ -320,10 +324,15 @@ class Run:
 
 
 def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """``section.key: was A, is B`` for each key in which two resolved recipes differ."""
-    return [
-        f"{section}.{key}: was {found.get(section, {}).get(key)!r}, is {value!r}"
-        for section, values in json.loads(json.dumps(wanted)).items()
-        for key, value in values.items()
-        if found.get(section, {}).get(key) != value
-    ]
+    """``section.key: was A, is B`` for each key in which two resolved recipes differ.
+
+    A key that an older version did not know has its default there, and the folder may have moved.
+    """
+    defaults = json.loads(json.dumps(to_dict(Config())))
+    differing = []
+    for section, values in json.loads(json.dumps(wanted)).items():
+        for key, value in values.items():
+            was = found.get(section, {}).get(key, defaults[section][key])
+            if was != value and (section, key) != ("run", "folder"):
+                differing.append(f"{section}.{key}: was {was!r}, is {value!r}")
+    return differing

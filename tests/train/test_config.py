@@ -67,7 +67,7 @@ EVERY_KEY = {
         "teacher_logit_scale": 0.25,
     },
     "train": {"epochs": 7},
-    "scratch": {"enabled": False, "learning_rate": 0.125},
+    "scratch": {"enabled": False, "learning_rate": 0.125, "hidden_weight": 0.5},
     "evaluate": {"batch_size": 4},
 }
 
