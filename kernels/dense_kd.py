@@ -22,7 +22,8 @@ one) and a sum of the programs' values comes after; nothing waits for the host.
 Saved for backward: the gradients themselves, in the dtypes of their inputs, nothing else.
 Deterministic: sums go in a fixed order, and there are no atomics.
 Not supported: softcap, float64, the divergences not listed above; 2^31 columns or rows and more.
-Columns that are not contiguous are copied first. A label that names no column makes its token's loss NaN.
+Columns that are not contiguous are copied first; a label that names no column makes its token's
+loss NaN.
 """
 
 from collections.abc import Sequence
