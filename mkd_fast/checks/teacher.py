@@ -153,7 +153,7 @@ def cache_of_another(
     function: str, folder: Path, what: str, stored: object, asked: object
 ) -> ValueError:
     """Both values of what differs, so that one can tell which is wrong."""
-    way_out = "Name another folder, or capture again with resume=False."
+    way_out = "Name another folder, or remove this one (capture: resume=False)."
     return value_error(
         function, f"{folder} must be of {what} {asked!r}", f"{what} {stored!r}", way_out
     )

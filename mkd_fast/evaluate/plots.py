@@ -94,7 +94,7 @@ def loss_curves(metrics: Iterable[Mapping[str, Any]], models: Sequence[str]) -> 
     num_lines = max(1, math.ceil(len(parts) / num_columns))
     with _style():
         figure = _figure(4.6 * num_columns, 0.9 + 2.9 * num_lines)
-        figure.suptitle("Training losses (faint: each step)", x=0.02, ha="left", weight="bold")
+        figure.suptitle("Training losses (faint: as logged)", x=0.02, ha="left", weight="bold")
         for number, part in enumerate(parts, start=1):
             axes = figure.add_subplot(num_lines, num_columns, number)
             for model, (steps, losses) in curves[part].items():
