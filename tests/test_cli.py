@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from importlib import metadata
 import pytest
 import tiny_job
 import torch
+from file_limit import file_size_limit
 from tiny_problem import metric_rows
 from typer.testing import CliRunner
 
@@ -205,22 +205,13 @@ def test_a_run_below_a_file_cannot_be_written(recipe, tmp_path):
         assert_told(result, f"{tmp_path / folder} must be a folder that can be written")
 
 
-@pytest.fixture
-def limit_file_size():
-    """The operating system itself refuses files beyond a size, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_without_room(recipe, tmp_path, limit_file_size):
+def test_a_disk_without_room(recipe, tmp_path):
     """Each file that does not fit is named, and with room the same commands go on."""
     run, teachers = tmp_path / "run", tmp_path / "home" / "teachers"
 
     def assert_no_room(command, size, words):
-        limit_file_size(size)
-        result = call(command, recipe)
-        limit_file_size(resource.RLIM_INFINITY)
+        with file_size_limit(size):
+            result = call(command, recipe)
         assert_told(result, words, "File too large", "Make room")
 
     assert_no_room("capture", 100, f"{run / 'run.json'} must be written whole, ")

@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 import re
-import resource
 from pathlib import Path
 
 import pytest
+from file_limit import file_size_limit
 
 from mkd_fast.checks.wording import is_ours
 from mkd_fast.files import make_folder, read_json, write_atomically, write_json, writing_into
@@ -48,20 +48,11 @@ def test_whatever_fails_the_file_is_as_before(tmp_path, monkeypatch, before, own
     assert [child.read_bytes() for child in tmp_path.iterdir()] == ([before] if before else [])
 
 
-@pytest.fixture
-def little_room():
-    """The operating system itself refuses files beyond 1,000 bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("little_room")
 def test_a_file_that_becomes_too_large_is_as_before(tmp_path):
     path = tmp_path / "file.bin"
     write_atomically(path, [bytes(1000)])
-    with pytest.raises(OSError, match="must be written whole, 100,001 bytes, got File too large"):
+    message = "must be written whole, 100,001 bytes, got File too large"
+    with file_size_limit(1000), pytest.raises(OSError, match=message):
         write_atomically(path, [bytes(100_000), b"x"])
     assert [child.read_bytes() for child in tmp_path.iterdir()] == [bytes(1000)]
 

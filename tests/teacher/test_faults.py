@@ -4,13 +4,13 @@ import errno
 import fcntl
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from file_limit import file_size_limit
 
 from mkd_fast.teacher.cache import Fingerprints, TeacherCache
 from mkd_fast.teacher.capture import capture
@@ -181,13 +181,9 @@ def test_a_lock_removed_under_us_is_not_held(tmp_path, monkeypatch, echo, make_b
 
 def test_a_file_size_limit_of_the_system(tmp_path, echo, make_batches, whole):
     folder = tmp_path / "cache"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (800, hard))
-    try:
-        with pytest.raises(OSError, match=r"manifest.json|capture.json|shard-00000") as caught:
-            capture(echo, make_batches(), folder, **OPTIONS)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = r"manifest.json|capture.json|shard-00000"
+    with file_size_limit(800), pytest.raises(OSError, match=message) as caught:
+        capture(echo, make_batches(), folder, **OPTIONS)
     assert caught.value.errno == errno.EFBIG
     assert not list(folder.glob("*.tmp"))
     capture(echo, make_batches(), folder, **OPTIONS)

@@ -1,10 +1,10 @@
 import errno
 import re
-import resource
 
 import pytest
 import tiny_job
 import torch
+from file_limit import file_size_limit
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -143,13 +143,8 @@ def test_a_bug_while_saving_stays_one(tmp_path, encoder, monkeypatch):
 
 def test_tokenizers_tells_of_a_full_disk_in_words_of_rust(tmp_path):
     """What ``save_folder`` goes by; were it to change, this test says so."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(Exception, match=r"\(os error \d+\)") as caught:
-            tiny_job.tokenizer().save_pretrained(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_size_limit(1000), pytest.raises(Exception, match=r"\(os error \d+\)") as caught:
+        tiny_job.tokenizer().save_pretrained(tmp_path)
     assert type(caught.value) is Exception
 
 
