@@ -236,9 +236,14 @@ def test_ctrl_c(recipe, tmp_path, monkeypatch):
         if path.name == "student.pt":
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupted)
-        result = call("distill", recipe)
+    # a shell's background job, as CI may be, starts with the signal ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", interrupted)
+            result = call("distill", recipe)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert result.stderr.strip() == HINT
     assert (tmp_path / "run" / "checkpoints" / "student.pt").exists()
