@@ -36,6 +36,20 @@ class Sweeps {
  public:
   explicit Sweeps(const DenseKD& op) : op(op) {}
 
+  const DenseKD& op;
+  const float rate_s = static_cast<float>(kLog2E / op.temperature);
+  const float rate_t = static_cast<float>(kLog2E / op.teacher_temperature);
+  const float kd_weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale *
+                                             op.logit_scale / op.temperature);
+  const double label_weight = op.row_weight * op.ce_weight * op.logit_scale;
+  const Label label = !op.labels              ? Label::kNone
+                      : op.temperature == 1.0 ? Label::kSame
+                      : op.temperature == 2.0 ? Label::kSquare
+                                              : Label::kOwn;
+
+  // What is subtracted from logits: their maximum, unless there is nothing above -inf.
+  static float reference(float most) { return most == kNothing ? 0.0f : most; }
+
   // First sweep: sums over the row, block by block.
   void collect(Row& row) const {
     row.holds_exponentials =
@@ -89,12 +103,11 @@ class Sweeps {
   // Blocks begin where the gradient is aligned if it is to be written past the caches.
   void write_gradient(Row& row) const {
     const RowSums& sums = row.sums;
-    const double weight = op.row_weight * op.ce_weight * op.logit_scale;
-    const Label used = weight == 0.0 ? Label::kNone : label;
+    const Label used = label_weight == 0.0 ? Label::kNone : label;
     const float ce_weight =
-        static_cast<float>(used == Label::kSame     ? weight
-                           : used == Label::kSquare ? weight * sums.z_s * sums.z_s / sums.z_ce
-                                                    : weight / sums.z_ce);
+        static_cast<float>(used == Label::kSame     ? label_weight
+                           : used == Label::kSquare ? label_weight * sums.z_s * sums.z_s / sums.z_ce
+                                                    : label_weight / sums.z_ce);
     const int64_t column = used == Label::kNone ? -1 : op.labels(row.n);
     char* grad = op.grad.row(row.n);
     const int64_t head = op.stream_grad ? columns_to_alignment(grad, op.grad.element_size()) : 0;
@@ -116,7 +129,8 @@ class Sweeps {
           gradient_block<Label::kOwn>(row, ce_weight, size);
           break;
       }
-      if (begin <= column && column < end) row.s[column - begin] -= static_cast<float>(weight);
+      if (begin <= column && column < end)
+        row.s[column - begin] -= static_cast<float>(label_weight);
       store_block(op.grad.dtype, grad, begin, size, row.s, op.stream_grad);
     }
     const int64_t element = op.grad.element_size();
@@ -125,16 +139,6 @@ class Sweeps {
   }
 
  private:
-  const DenseKD& op;
-  const float rate_s = static_cast<float>(kLog2E / op.temperature);
-  const float rate_t = static_cast<float>(kLog2E / op.teacher_temperature);
-  const float kd_weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale *
-                                             op.logit_scale / op.temperature);
-  const Label label = !op.labels              ? Label::kNone
-                      : op.temperature == 1.0 ? Label::kSame
-                      : op.temperature == 2.0 ? Label::kSquare
-                                              : Label::kOwn;
-
   void load_both(Row& row, int64_t begin, int size, float* most_s, float* most_t) const {
     *most_s = load_block(op.student.dtype, op.student.row(row.n), begin, size,
                          static_cast<float>(op.logit_scale), kNothing, row.s);
@@ -268,9 +272,6 @@ class Sweeps {
     return grad;
   }
 
-  // What is subtracted from logits: their maximum, unless there is nothing above -inf.
-  static float reference(float most) { return most == kNothing ? 0.0f : most; }
-
   static int64_t columns_to_alignment(const char* grad, int64_t element) {
     const int64_t line = Vec::kLanes * element;
     return (line - static_cast<int64_t>(reinterpret_cast<uintptr_t>(grad) % line)) % line / element;
@@ -285,6 +286,7 @@ class Sweeps {
 };
 
 // Short rows go through each sweep together, so that the latencies of one hide behind the others.
+// Those of forward KL go faster still: short_rows.h.
 constexpr int kMostTogether = 16;
 
 template <class D>

@@ -1,14 +1,22 @@
 // Everything that runs once an element, compiled once for each instruction set (see vec.h).
 #include "dense_kd_rows.h"
 #include "hidden_rows.h"
+#include "short_rows.h"
 
 #define MKD_TEXT_OF(name) #name
 #define MKD_TEXT(name) MKD_TEXT_OF(name)
 
 namespace mkd::MKD_ISA {
 
-static void rows(const DenseKD& op, int64_t begin, int64_t end, Terms* terms) {
+static void logits(const DenseKD& op, int64_t begin, int64_t end, Terms* terms) {
+  if (op.divergence == Divergence::kForwardKL && op.num_columns <= kShortColumns) {
+    return short_rows(op, begin, end, terms);
+  }
   logits_rows(op, begin, end, terms);
+}
+
+static void rows(const DenseKD& op, int64_t begin, int64_t end, Terms* terms) {
+  logits(op, begin, end, terms);
   if (op.num_layers > 0) {
     for (int64_t n = begin; n < end; ++n) {
       if (op.counts(n)) terms[n].hidden = hidden_row(op, n);

@@ -6,13 +6,14 @@
 //
 // Each vec_*.h defines Vec (kLanes floats) and Mask, and
 //   all(x)                     x in every lane
-//   + - *  fma(a, b, c)        a * b + c, rounded once where the machine can
+//   + - * /  fma(a, b, c)        a * b + c, rounded once where the machine can
 //   max min                    of each lane; where a lane of a is NaN, that of b
 //   above, not_below           a > b; !(a < b), which is true for NaN
 //   where(m, a[, b])           a where m, else b (or 0)
 //   nearest_integer, times_power_of_two (n an integer in [-126, 127])
 //   split_exponent             a = mantissa * 2^exponent, mantissa in [sqrt(1/2), sqrt(2))
 //   largest, sum               over the lanes; the sum in double
+//   across(rows, join)         kLanes registers to one: lane r is row r's lanes, joined
 //   first_lanes(count)         a mask of the first count lanes
 //   load, store [count]        of float, BFloat16 or Float16; the first count lanes only, others 0
 //   stream                     an aligned store past the caches; finish_streams() after the last

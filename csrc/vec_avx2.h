@@ -18,6 +18,7 @@ inline Vec all(float x) { return {_mm256_set1_ps(x)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
@@ -50,6 +51,23 @@ inline double sum(Vec a) {
                                   _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1)));
   const __m128d y = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
   return _mm_cvtsd_f64(_mm_add_sd(y, _mm_unpackhi_pd(y, y)));
+}
+
+// join over the lanes of each row, by transposing as far as it takes.
+template <class Join>
+inline Vec across(const Vec (&rows)[Vec::kLanes], Join join) {
+  const auto halves = [&](Vec a, Vec b) {  // of each 128 bits: a02 b02 a13 b13
+    return join(Vec{_mm256_unpacklo_ps(a.v, b.v)}, Vec{_mm256_unpackhi_ps(a.v, b.v)});
+  };
+  const auto fours = [&](const Vec* r) {  // 128 bits hold what they had of four rows, joined
+    const __m256d a = _mm256_castps_pd(halves(r[0], r[1]).v);
+    const __m256d b = _mm256_castps_pd(halves(r[2], r[3]).v);
+    return join(Vec{_mm256_castpd_ps(_mm256_unpacklo_pd(a, b))},
+                Vec{_mm256_castpd_ps(_mm256_unpackhi_pd(a, b))});
+  };
+  const Vec a = fours(rows), b = fours(rows + 4);
+  return join(Vec{_mm256_permute2f128_ps(a.v, b.v, 0x20)},
+              Vec{_mm256_permute2f128_ps(a.v, b.v, 0x31)});
 }
 
 inline __m256i first(int count) {

@@ -18,6 +18,7 @@ inline Vec all(float x) { return {_mm512_set1_ps(x)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -42,6 +43,26 @@ inline double sum(Vec a) {
   const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
   const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1));
   return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+}
+
+// join over the lanes of each row, by transposing as far as it takes.
+template <class Join>
+inline Vec across(const Vec (&rows)[Vec::kLanes], Join join) {
+  const auto halves = [&](Vec a, Vec b) {  // of each 128 bits: a02 b02 a13 b13
+    return join(Vec{_mm512_unpacklo_ps(a.v, b.v)}, Vec{_mm512_unpackhi_ps(a.v, b.v)});
+  };
+  const auto fours = [&](const Vec* r) {  // 128 bits hold what they had of four rows, joined
+    const __m512d a = _mm512_castps_pd(halves(r[0], r[1]).v);
+    const __m512d b = _mm512_castps_pd(halves(r[2], r[3]).v);
+    return join(Vec{_mm512_castpd_ps(_mm512_unpacklo_pd(a, b))},
+                Vec{_mm512_castpd_ps(_mm512_unpackhi_pd(a, b))});
+  };
+  const auto even_and_odd = [&](Vec a, Vec b) {
+    return join(Vec{_mm512_shuffle_f32x4(a.v, b.v, 0x88)},
+                Vec{_mm512_shuffle_f32x4(a.v, b.v, 0xdd)});
+  };
+  return even_and_odd(even_and_odd(fours(rows), fours(rows + 4)),
+                      even_and_odd(fours(rows + 8), fours(rows + 12)));
 }
 
 inline __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1u); }

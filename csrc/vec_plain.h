@@ -23,6 +23,7 @@ inline Vec all(float x) { return {Floats{x, x, x, x}}; }
 inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 inline Mask above(Vec a, Vec b) { return {a.v > b.v}; }
 inline Mask not_below(Vec a, Vec b) { return {~(a.v < b.v)}; }
@@ -54,6 +55,14 @@ inline float largest(Vec a) {
 }
 inline double sum(Vec a) {
   return (double(a.v[0]) + double(a.v[1])) + (double(a.v[2]) + double(a.v[3]));
+}
+
+template <class Join>
+inline Vec across(const Vec (&rows)[Vec::kLanes], Join join) {
+  const auto lane = [&](int i) {
+    return Vec{Floats{rows[0].v[i], rows[1].v[i], rows[2].v[i], rows[3].v[i]}};
+  };
+  return join(join(lane(0), lane(1)), join(lane(2), lane(3)));
 }
 
 inline Mask first_lanes(int count) { return {Ints{0, 1, 2, 3} < count}; }

@@ -81,8 +81,8 @@ def expanded_teacher() -> dict[str, Any]:
     return fields | {"teacher": fields["teacher"][:1].expand(5, 40)}
 
 
-def without_some_columns(divergence: str) -> dict[str, Any]:
-    fields = case(6, 1500, divergence=divergence, labels=False)
+def without_some_columns(divergence: str, num_columns: int = 1500) -> dict[str, Any]:
+    fields = case(6, num_columns, divergence=divergence, labels=False)
     fields["teacher"][:, 3::2] = -torch.inf
     fields["teacher"][:, 1024:] = -torch.inf  # nothing at all in a whole block
     if divergence in ("reverse_kl", "jeffreys"):  # elsewhere they may have more than the teacher
@@ -145,6 +145,24 @@ CASES: dict[str, dict[str, Any]] = {
     "more short rows than go together": case(70, 60),
     "widest rows that go together": case(40, 64),
     "narrowest rows that go alone": case(40, 65),
+    **{
+        f"short rows, {student} student, {teacher} teacher": case(20, 37, dtypes=(student, teacher))
+        for student in (F32, BF16, F16)
+        for teacher in (F32, BF16, F16)
+    },
+    **{
+        f"{name} of short rows, -inf columns": without_some_columns(name, 50)
+        for name in DIVERGENCES
+    },
+    "short rows, huge logits": case(20, 50, size=1e4, temperature=0.1),
+    "short rows, logit scales": case(
+        20, 50, temperature=2.0, logit_scale=0.3, teacher_logit_scale=-1.7
+    ),
+    "short rows, padded vocabulary": case(20, 80, vocab_size=50, dtypes=(BF16, F32)),
+    "short rows, no labels": case(20, 50, labels=False),
+    "short rows, labels only mark tokens": case(20, 50, ce_weight=0.0, temperature=3.0),
+    "short rows, no kd weight": case(20, 50, kd_weight=0.0),
+    "short rows, mask": case(6, 50, mask=MASK),
     "250,002 columns": case(2, 250_002, dtypes=(BF16, BF16)),
     "250,002 columns in float32": case(2, 250_002, ce_weight=0.5),
     "gradient past the caches, unaligned": case(9, 131_075, dtypes=(F32, BF16)),
@@ -286,7 +304,9 @@ def test_a_term_without_weight_cannot_break_the_loss():
 
 
 def test_no_weight_at_all():
-    out = evaluate(case(4, 60, kd_weight=0.0, ce_weight=0.0), None, "fused")
+    arguments = case(4, 60, kd_weight=0.0, ce_weight=0.0)
+    arguments["student_logits"][1, 7] = torch.nan
+    out = evaluate(arguments, None, "fused")
     assert not out["loss"].any()
     assert not out["gradient of student_logits[0]"].any()
     assert out["kd"].all()
