@@ -41,7 +41,8 @@ def _dense_kd(path: Path) -> str:
     cases: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for row in rows:
         cases[row["case"]][row["variant"]] = row
-    rivals = list(dict.fromkeys(row["variant"] for row in rows))[1:]
+    variants_of_all = dict.fromkeys(row["variant"] for row in rows)
+    rivals = [name for name in list(variants_of_all)[1:] if name != "reference"]  # ours, too
     lines = []
     for case, variants in cases.items():
         ours = next(iter(variants.values()))
