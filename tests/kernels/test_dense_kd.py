@@ -5,46 +5,18 @@ from typing import Any
 import pytest
 import torch
 from budget import assert_within_budget
+from dense_kd_input import BF16, F16, F32, case, normal
 from torch import Tensor
 
 from mkd_fast import kd_loss
 from mkd_fast.kernels.dense_kd import traffic
 from mkd_fast.losses import rows
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 INF = float("inf")
 WITH_GRADIENT = ("student_logits", "student_hidden")
 
 # Widths and the kernel they take: 60 tile; 1031 rows, off the 16-byte units; 9000 rows, on them.
 TILE, SHIFTED, WHOLE = 60, 1031, 9000
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype = F32, size: float = 3.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(*shape, generator=generator) * size).to(dtype)
-
-
-def case(
-    num_rows: int,
-    num_columns: int,
-    *,
-    dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32),
-    size: float = 3.0,
-    has_labels: bool = True,
-    **fields: Any,
-) -> dict[str, Any]:
-    """Arguments of kd_loss: random logits, labels of which the third is ignored."""
-    arguments = {
-        "student_logits": normal(num_rows, num_columns, seed=0, dtype=dtypes[0], size=size),
-        "teacher": normal(num_rows, num_columns, seed=1, dtype=dtypes[1], size=size),
-        "reduction": "none",
-    }
-    if has_labels:
-        limit = fields.get("vocab_size", num_columns)
-        labels = torch.randint(limit, (num_rows,), generator=torch.Generator().manual_seed(2))
-        labels[2::5] = fields.get("ignore_index", -100)
-        arguments |= {"labels": labels, "ce_weight": 0.5}
-    return arguments | fields
 
 
 def changed(arguments: dict[str, Any], **values: Any) -> dict[str, Any]:
