@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mkd_fast.evaluate.metrics import LanguageScore, MeanScore, mean_score
-from mkd_fast.evaluate.report import ModelResult
+from mkd_fast.evaluate.report import PLOTS, ModelResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,10 +62,11 @@ def write_plots(
         folder: Where the files go.
     """
     figures = {
-        "loss_curves": loss_curves(metrics, [result.scores.model for result in results]),
         "accuracy": accuracy_by_language(results),
+        "loss_curves": loss_curves(metrics, [result.scores.model for result in results]),
         "size": parameters_and_size(results),
     }
+    assert figures.keys() == PLOTS.keys(), "the report shows every plot"
     for stem, figure in figures.items():
         figure.savefig(folder / f"{stem}.png", dpi=_DOTS_PER_INCH)
 

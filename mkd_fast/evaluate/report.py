@@ -46,6 +46,12 @@ SUMMARY_COLUMNS = (
     "size_bytes",
     "train_seconds",
 )
+# Plots beside a report, by the stems of their files.
+PLOTS = {
+    "accuracy": "Accuracy by language",
+    "loss_curves": "Training losses",
+    "size": "Parameters and size on disk",
+}
 _NO_VALUE = "—"
 CsvRow = Mapping[str, str]
 
@@ -189,12 +195,16 @@ def results_table(results: Sequence[ModelResult]) -> Table:
 
 
 def write_report(results: Sequence[ModelResult], folder: Path) -> None:
-    """Writes languages.csv, summary.csv and report.md (both tables) into an existing folder."""
+    """Writes languages.csv, summary.csv and report.md into an existing folder.
+
+    The Markdown holds both tables and shows what `write_plots` puts beside it.
+    """
     languages, summary = language_rows(results), summary_rows(results)
     _write_csv(folder / "languages.csv", LANGUAGE_COLUMNS, languages)
     _write_csv(folder / "summary.csv", SUMMARY_COLUMNS, summary)
     tables = (summary_table(summary), language_table(languages, summary))
-    markdown = "\n".join(table.to_markdown() for table in tables)
+    plots = "".join(f"\n![{what}]({stem}.png)\n" for stem, what in PLOTS.items())
+    markdown = "\n".join(table.to_markdown() for table in tables) + plots
     (folder / "report.md").write_text(markdown, encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification
 
 from mkd_fast.evaluate.metrics import wilson_interval
+from mkd_fast.evaluate.plots import write_plots
 from mkd_fast.evaluate.report import (
     LANGUAGE_COLUMNS,
     SUMMARY_COLUMNS,
@@ -183,3 +184,11 @@ def test_a_folder_s_size_is_that_of_all_its_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
     (tmp_path / "inner" / "tokenizer.json").write_bytes(b"y" * 24)
     assert folder_size_bytes(tmp_path) == 1024
+
+
+def test_the_report_shows_every_plot(four_results: list[ModelResult], tmp_path: Path) -> None:
+    write_report(four_results, tmp_path)
+    write_plots(four_results, [{"model": "teacher", "step": 1, "loss": 1.0}], tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", markdown)
+    assert sorted(shown) == sorted(path.name for path in tmp_path.glob("*.png"))
