@@ -1,11 +1,12 @@
 """A whole recipe so small that it runs in seconds: an encoder, its tokenizer, and labelled text."""
 
 import json
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_tokenizer import unigram
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 LABELS = ("dim", "off", "on")
@@ -72,22 +73,10 @@ def write_rows(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Words and their letters as Unigram pieces: `<s> <pad> </s> <unk>` first."""
+    """Every word of the sentences, and all letters."""
     rows = sentences(tuple(WORDS), ("lamp", "light", "lantern"))
-    words = sorted({f"▁{word}" for row in rows for word in row["text"].split()})
-    letters = sorted(set("".join(words)) | set("abcdefghijklmnopqrstuvwxyz"))
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", *words, *letters]
-    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    words = sorted({word for row in rows for word in row["text"].split()})
+    return unigram(words, letters=string.ascii_lowercase)
 
 
 def write_encoder(folder: Path, seed: int = 0) -> Path:

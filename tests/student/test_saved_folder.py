@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tiny_tokenizer import unigram
 
 from mkd_fast.student import copy_init, trim_tokenizer, used_token_ids
 
@@ -31,22 +30,7 @@ print(json.dumps(found))
 
 
 def tokenizer():
-    """Words and their letters as Unigram pieces: `<s> <pad> </s> <unk>` first, `<mask>` last."""
-    words = ["▁turn", "▁the", "▁light", "▁on", "▁off", "▁kitchen", "▁lamp"]
-    letters = sorted(set("".join(words)))
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", *words, *letters, "<mask>"]
-    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return unigram(["turn", "the", "light", "on", "off", "kitchen", "lamp"], has_mask=True)
 
 
 @pytest.fixture
