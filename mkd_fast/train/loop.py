@@ -94,6 +94,7 @@ def fit(
     optimizer = _optimizer(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     done = FitResult(**(checkpoint.restore(checkpoint_path, model, optimizer) or {}))
+    result = done
     started = time.monotonic() - done.seconds
     log = StepLog(metrics_path, name, done.steps, device)
     steps = prefetch(task.read, rows[done.steps :])
@@ -119,7 +120,7 @@ def fit(
                 result = FitResult(number, tokens, time.monotonic() - started)
                 checkpoint.save(checkpoint_path, model, optimizer, vars(result))
     model.eval()
-    return result if rows[done.steps :] else done
+    return result
 
 
 T = TypeVar("T")
@@ -151,7 +152,7 @@ def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW; matrices decay, vectors (biases, norms) do not, frozen ones take no part."""
     named = dict(model.named_parameters())
     for beginning in config.freeze:
-        frozen = [name for name in named if f".{name}".find(f".{beginning}") >= 0]
+        frozen = [name for name in named if f".{beginning}" in f".{name}"]
         if not frozen:
             raise checks.nothing_to_freeze(beginning, named)
         for name in frozen:

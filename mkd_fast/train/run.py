@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mkd_fast.checks import train as checks
 from mkd_fast.data import TokenisedText, tokenise
@@ -33,6 +33,9 @@ from mkd_fast.train.device import choose_device
 from mkd_fast.train.finetune import FinetunedTeacher, finetuned_teacher
 from mkd_fast.train.loop import FitResult, fit
 from mkd_fast.train.tasks import DistillTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # The models of a run by the names of their folders, and what tables and plots call them.
 TEACHER, COPIED, STUDENT, SCRATCH = "teacher", "copied", "student", "scratch"
@@ -202,26 +205,12 @@ class Run:
         folder = self.folder / COPIED
         if folder.exists():
             return folder
-        settings = self.config.student
         label_names = self.corpus.train.label_names
         teacher = models.load_classifier(self.teacher_folder, label_names)
         tokenizer = models.load_tokenizer(self.teacher_folder)
         keep = None
-        if settings.vocabulary == "used":
-            data = self.config.data
-            if self.corpus.unseen and data.source != "home_intents" and not data.vocabulary_text:
-                progress.say(
-                    "student: WARNING, its vocabulary is that of the training text, which may "
-                    f"lack words of {' '.join(self.corpus.unseen)}; name text in them in "
-                    'data.vocabulary_text, or set student.vocabulary = "all"'
-                )
-            prefix = self.config.data.text_prefix
-            texts = [prefix + text for text in self.corpus.vocabulary_text]
-            used = [self.teacher_text.ids, *tokenizer(texts)["input_ids"]]
-            full = tokenizer
-            tokenizer, token_map = trim_tokenizer(full, used_token_ids(used, full))
-            check_same_splits(full, tokenizer, [prefix + t for t in self.corpus.train.texts])
-            keep = token_map.keep_token_ids
+        if self.config.student.vocabulary == "used":
+            tokenizer, keep = self._trimmed(tokenizer)
         student, report = copy_with_report(teacher, self.kept_layers, keep_token_ids=keep)
         write_atomically(self.folder / "copied.md", [report.to_markdown().encode()])
         models.save_folder(folder, student, tokenizer)
@@ -232,6 +221,23 @@ class Run:
             f"{after:,} of its {before:,} parameters (copied.md: where each tensor came from)"
         )
         return folder
+
+    def _trimmed(
+        self, full: "PreTrainedTokenizerFast"
+    ) -> tuple["PreTrainedTokenizerFast", tuple[int, ...]]:
+        """The teacher's tokenizer cut to the text in use, and the token ids that it keeps."""
+        data, corpus = self.config.data, self.corpus
+        if corpus.unseen and data.source != "home_intents" and not data.vocabulary_text:
+            progress.say(
+                "student: WARNING, its vocabulary is that of the training text, which may "
+                f"lack words of {' '.join(corpus.unseen)}; name text in them in "
+                'data.vocabulary_text, or set student.vocabulary = "all"'
+            )
+        texts = [data.text_prefix + text for text in corpus.vocabulary_text]
+        used = [self.teacher_text.ids, *full(texts)["input_ids"]]
+        tokenizer, token_map = trim_tokenizer(full, used_token_ids(used, full))
+        check_same_splits(full, tokenizer, [data.text_prefix + t for t in corpus.train.texts])
+        return tokenizer, token_map.keep_token_ids
 
     def trained(self, name: str) -> Path:
         """The folder of a trained model: STUDENT, which starts as copied, or SCRATCH."""
@@ -289,18 +295,14 @@ class Run:
             with progress.bar(f"evaluate {SHOWN_AS[name]}", len(text)) as bar:
                 shown = bar.over(batches, lambda batch: len(batch.labels))
                 found = predict(models.to_device(model, self.device), shown, self.device)
-            test = self.corpus.test
-            write_json(
-                path,
-                score_languages(
-                    SHOWN_AS[name],
-                    found.predicted,
-                    found.true,
-                    test.languages,
-                    seen_languages=self.corpus.seen,
-                ).to_dict(),
-            )
-            scores = read_json(path)
+            scores = score_languages(
+                SHOWN_AS[name],
+                found.predicted,
+                found.true,
+                self.corpus.test.languages,
+                seen_languages=self.corpus.seen,
+            ).to_dict()
+            write_json(path, scores)
         return ModelResult(
             ModelScores.from_dict(scores),
             count_parameters(model),
