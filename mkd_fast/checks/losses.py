@@ -106,6 +106,16 @@ def labels_missing(ce_weight: float) -> ValueError:
     )
 
 
+def divergence_needs_more(teacher: str, divergence: str, possible: str) -> ValueError:
+    """The divergence asks for what this kind of teacher has not kept."""
+    return value_error(
+        "kd_loss",
+        f"the divergence of a {teacher} must be {possible}",
+        repr(divergence),
+        "Choose such a divergence, or pass dense logits or a TeacherHead.",
+    )
+
+
 def num_tokens_not_one(shape: Sequence[int]) -> ValueError:
     """A denominator for each token."""
     return value_error(

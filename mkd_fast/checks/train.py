@@ -104,6 +104,16 @@ def share_out_of_range(place: str, key: str, share: float) -> ValueError:
     return value_error(place, f"{key} must lie in [0, 1]", repr(share), "Write e.g. 0.1.")
 
 
+def labels_of_another_task(teacher: Sequence[str], text: Sequence[str]) -> ValueError:
+    """A ready classifier whose labels, in the order of its logits, are not the text's."""
+    return value_error(
+        "data",
+        f"a teacher that is fine-tuned already must have the text's labels, {', '.join(text)}",
+        ", ".join(teacher),
+        "Name a teacher of this task, or set teacher.finetuned = false.",
+    )
+
+
 def no_vocabulary_text(path: str, error: Exception) -> ValueError:
     """The file by which the student's vocabulary is chosen cannot be read."""
     return value_error(

@@ -107,6 +107,7 @@ def flatten(
         if mask.dtype != torch.bool:
             raise checks.wrong_dtype("mask", "bool", mask.dtype)
         mask = _flat("mask", mask, student, trailing=0)
+    _check_divergence(teacher, spec)
     rows_teacher, teacher_columns = _flatten_teacher(teacher, student)
     hidden_pair = _flatten_hidden(student_hidden, teacher_hidden, student, spec)
     if hidden_mask is not None:
@@ -126,6 +127,14 @@ def flatten(
     )
     _check_labels(rows)
     return rows
+
+
+def _check_divergence(teacher: Teacher, spec: LossSpec) -> None:
+    """A sample knows the forward KL's gradient only, and a sparse teacher has not every logit."""
+    if isinstance(teacher, SampledTeacher) and spec.divergence != "forward_kl":
+        raise checks.divergence_needs_more("SampledTeacher", spec.divergence, "'forward_kl'")
+    if isinstance(teacher, SparseTeacher) and spec.divergence == "logit_mse":
+        raise checks.divergence_needs_more("SparseTeacher", spec.divergence, "one of distributions")
 
 
 def _check_labels(rows: Rows) -> None:

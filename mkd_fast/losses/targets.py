@@ -40,7 +40,8 @@ class SampledTeacher:
     """Ids drawn from the teacher's distribution, with importance weights.
 
     The loss is ``-sum_i weight_i log q_i``: its expected gradient is that of the dense forward
-    KL, and its value leaves out the teacher's entropy, which a sample does not know.
+    KL, the only divergence it serves, and its value leaves out the teacher's entropy, which a
+    sample does not know.
 
     Args:
         ids: vocabulary ids, int ``[..., K]``, distinct within a token; -1 marks an empty slot.

@@ -53,7 +53,10 @@ def make(config: DataConfig, seed: int, label_names: Sequence[str] | None = None
         label_names: of a teacher that is a classifier already; None takes the text's.
     """
     if config.source == "home_intents":
-        return _home_intents(config, seed)  # which refuses text that leaks
+        corpus = _home_intents(config, seed)  # which refuses text that leaks
+        if label_names is not None and tuple(label_names) != corpus.train.label_names:
+            raise checks.labels_of_another_task(label_names, corpus.train.label_names)
+        return corpus
     train = load_text(_source(config, "train"), label_names=label_names)
     test = load_text(_source(config, "test"), label_names=train.label_names)
     seen = set(config.seen or train.languages_present) - set(config.unseen)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mkd_fast as mkd
-from mkd_fast import LossSpec, SparseTeacher, kd_loss
+from mkd_fast import LossSpec, SampledTeacher, SparseTeacher, kd_loss
 from mkd_fast.losses.spec import DIVERGENCES
 
 PATHS = ["eager", None]  # None: fused where it is built
@@ -188,6 +188,18 @@ BAD_INPUT = {
         "Did you mean 'bucket'?",
         (S, SparseTeacher(torch.zeros(2, 3, 1).long(), H[..., :1], H[..., 0], tail="buckets")),
         {},
+    ),
+    "sampled divergence": (
+        ValueError,
+        "the divergence of a SampledTeacher must be 'forward_kl', got 'jsd'",
+        (S, SampledTeacher(torch.zeros(2, 3, 1).long(), H[..., :1])),
+        {"divergence": "jsd"},
+    ),
+    "sparse logit_mse": (
+        ValueError,
+        "the divergence of a SparseTeacher must be one of distributions, got 'logit_mse'",
+        (S, SparseTeacher(torch.zeros(2, 3, 1).long(), H[..., :1], H[..., 0])),
+        {"divergence": "logit_mse"},
     ),
     "both forms": (TypeError, "spec= and its fields", (S, T), {"spec": LossSpec(), "beta": 0.1}),
     "misspelt field": (TypeError, "Did you mean 'temperature'?", (S, T), {"temprature": 2.0}),

@@ -149,6 +149,17 @@ def test_home_intents_are_built_as_the_recipe_asks(monkeypatch, languages):
     assert options.unseen == languages.get("unseen", default.unseen)
 
 
+def test_a_ready_teacher_of_another_task_is_refused(monkeypatch):
+    rows = text([("a", "off", "en"), ("b", "on", "en")])
+    built = SimpleNamespace(train=rows, test=rows, vocabulary_text=[])
+    monkeypatch.setattr("mkd_fast.data.home_intents.build", lambda options: built)
+    config = DataConfig(source="home_intents")
+    assert corpora.make(config, 0, label_names=("off", "on")).train is rows
+    for labels in (("on", "off"), ("off", "on", "dim")):  # the order is that of the logits
+        with pytest.raises(ValueError, match="must have the text's labels, off, on, got"):
+            corpora.make(config, 0, label_names=labels)
+
+
 def test_leaks_are_counted():
     train = text([("Turn it ON.", "on", "en"), ("off", "off", "en")])
     test = text([("turn  it on", "on", "en"), ("other", "off", "en"), ("OFF!", "off", "de")])
