@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "dense_kd.h"
+#include "kd.h"
 
 namespace mkd {
 

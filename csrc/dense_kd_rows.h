@@ -34,9 +34,9 @@ inline double rise(float& most, float candidate) {
 template <class D>
 class Sweeps {
  public:
-  explicit Sweeps(const DenseKD& op) : op(op) {}
+  explicit Sweeps(const KD& op) : op(op) {}
 
-  const DenseKD& op;
+  const KD& op;
   const float rate_s = static_cast<float>(kLog2E / op.temperature);
   const float rate_t = static_cast<float>(kLog2E / op.teacher_temperature);
   const float kd_weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale *
@@ -290,7 +290,7 @@ class Sweeps {
 constexpr int kMostTogether = 16;
 
 template <class D>
-inline void run_together(const DenseKD& op, const int64_t* numbers, int count, Terms* terms) {
+inline void run_together(const KD& op, const int64_t* numbers, int count, Terms* terms) {
   alignas(64) float s[kBlock], t[kBlock];
   Row rows[kMostTogether];
   const int room = kBlock / kMostTogether;  // one row: all of the block
@@ -309,7 +309,7 @@ inline void run_together(const DenseKD& op, const int64_t* numbers, int count, T
   }
 }
 
-inline void run_together(const DenseKD& op, const int64_t* numbers, int count, Terms* terms) {
+inline void run_together(const KD& op, const int64_t* numbers, int count, Terms* terms) {
   switch (op.divergence) {
     case Divergence::kForwardKL:
       return run_together<KL<true, false>>(op, numbers, count, terms);
@@ -323,7 +323,7 @@ inline void run_together(const DenseKD& op, const int64_t* numbers, int count, T
 }
 
 // terms[n] and the gradient of those rows in [begin, end) that count.
-inline void logits_rows(const DenseKD& op, int64_t begin, int64_t end, Terms* terms) {
+inline void logits_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   const int most = op.num_columns <= kBlock / kMostTogether ? kMostTogether : 1;
   int64_t numbers[kMostTogether];
   int count = 0;

@@ -32,7 +32,7 @@ inline double squared_error(const HiddenLayer& layer, const char* student, const
   return total;
 }
 
-inline double hidden_row(const DenseKD& op, int64_t n) {
+inline double hidden_row(const KD& op, int64_t n) {
   int64_t num_counted = op.num_positions;
   if (op.hidden_mask) {
     num_counted = 0;

@@ -8,15 +8,15 @@
 
 namespace mkd::MKD_ISA {
 
-static void logits(const DenseKD& op, int64_t begin, int64_t end, Terms* terms) {
+static void logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   if (op.divergence == Divergence::kForwardKL && op.num_columns <= kShortColumns) {
     return short_rows(op, begin, end, terms);
   }
   logits_rows(op, begin, end, terms);
 }
 
-static void rows(const DenseKD& op, int64_t begin, int64_t end, Terms* terms) {
-  logits(op, begin, end, terms);
+static void dense_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
+  if (op.num_columns > 0) logits(op, begin, end, terms);
   if (op.num_layers > 0) {
     for (int64_t n = begin; n < end; ++n) {
       if (op.counts(n)) terms[n].hidden = hidden_row(op, n);
@@ -35,6 +35,6 @@ static void scale(DType dtype, void* row, int64_t count, float factor) {
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {MKD_TEXT(MKD_ISA), rows, scale};
+const Kernels kernels = {MKD_TEXT(MKD_ISA), dense_rows, scale};
 
 }  // namespace mkd::MKD_ISA

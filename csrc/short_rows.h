@@ -17,7 +17,7 @@ constexpr int kShortColumns = 64;
 template <Label kLabel>
 class ShortRows {
  public:
-  explicit ShortRows(const DenseKD& op) : op(op), sweeps(op) {
+  explicit ShortRows(const KD& op) : op(op), sweeps(op) {
     at_label[kShortColumns] = static_cast<float>(sweeps.label_weight);
   }
 
@@ -39,7 +39,7 @@ class ShortRows {
   using D = KL<true, false>;
   static constexpr int kRows = Vec::kLanes;
 
-  const DenseKD& op;
+  const KD& op;
   const Sweeps<D> sweeps;
   const int columns = static_cast<int>(op.num_columns);
   const Vec scale_s = all(static_cast<float>(op.logit_scale));
@@ -199,7 +199,7 @@ class ShortRows {
 
 // terms[n] and the gradient of those rows in [begin, end) that count.
 template <Label kLabel>
-inline void short_rows(const DenseKD& op, int64_t begin, int64_t end, Terms* terms) {
+inline void short_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   ShortRows<kLabel> rows(op);
   int64_t numbers[Vec::kLanes];
   int count = 0;
@@ -212,7 +212,7 @@ inline void short_rows(const DenseKD& op, int64_t begin, int64_t end, Terms* ter
   }
 }
 
-inline void short_rows(const DenseKD& op, int64_t begin, int64_t end, Terms* terms) {
+inline void short_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   switch (Sweeps<KL<true, false>>(op).label) {
     case Label::kNone:
       return short_rows<Label::kNone>(op, begin, end, terms);

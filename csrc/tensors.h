@@ -6,7 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "dense_kd.h"
+#include "kd.h"
 
 namespace mkd {
 

@@ -21,7 +21,7 @@
 
 #include <cstdint>
 
-#include "dense_kd.h"
+#include "kd.h"
 
 namespace mkd::MKD_ISA {
 constexpr int32_t kSqrtHalfBits = 0x3f3504f3;  // of sqrt(1/2) as a float

@@ -70,15 +70,19 @@ class Options:
     """The keyword arguments of the op, as its schema in losses/ops.py defines them."""
 
     divergence: str
+    alpha: float
     beta: float
     temperature: float
     teacher_temperature: float
     logit_scale: float
     teacher_logit_scale: float
+    softcap: float
+    teacher_softcap: float
     kd_scale: float
     kd_weight: float
     ce_weight: float
     hidden_weight: float
+    hidden_distance: str
     vocab_size: int
     ignore_index: int
     reduction: str
@@ -113,6 +117,7 @@ class Inputs:
     num_tokens: Tensor | None
     student_hidden: Sequence[Tensor]
     teacher_hidden: Sequence[Tensor]
+    teacher_scale: Sequence[Tensor]
     hidden_mask: Tensor | None
 
     @property

@@ -109,6 +109,7 @@ def dense_kd(
     num_tokens: Tensor | None,
     student_hidden: Sequence[Tensor],
     teacher_hidden: Sequence[Tensor],
+    teacher_scale: Sequence[Tensor],
     hidden_mask: Tensor | None,
     **options: Any,
 ) -> Results:
@@ -121,6 +122,7 @@ def dense_kd(
         num_tokens,
         [with_contiguous_columns(layer) for layer in student_hidden],
         [with_contiguous_columns(layer) for layer in teacher_hidden],
+        [scale.contiguous() for scale in teacher_scale],
         None if hidden_mask is None else hidden_mask.contiguous(),
     )
     launches, results = plan(inputs, Options(**options), warp_size_of(student.device))

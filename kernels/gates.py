@@ -238,21 +238,26 @@ class Case:
             num_tokens=None,
             student_hidden=layers(self.hidden),
             teacher_hidden=layers(self.teacher),
+            teacher_scale=[],
             hidden_mask=None
             if self.is_bare
             else tensor(num_tokens, num_positions, dtype=torch.bool),
         )
         options = Options(
             divergence=self.divergence,
+            alpha=0.3,
             beta=0.5,
             temperature=self.temperature,
             teacher_temperature=self.temperature,
             logit_scale=1.0,
             teacher_logit_scale=1.0,
+            softcap=0.0,
+            teacher_softcap=0.0,
             kd_scale=self.temperature**2,
             kd_weight=1.0,
             ce_weight=0.5,
             hidden_weight=0.5,
+            hidden_distance="mse",
             vocab_size=self.num_columns,
             ignore_index=-100,
             reduction=self.reduction,

@@ -13,9 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mkd_fast.losses import (
+    Int8Hidden,
     KDLoss,
     LossOutput,
     LossSpec,
+    PackedSampledTeacher,
     SampledTeacher,
     SparseTeacher,
     TeacherHead,
@@ -36,9 +38,11 @@ _LAZY = {
 }
 
 __all__ = [
+    "Int8Hidden",
     "KDLoss",
     "LossOutput",
     "LossSpec",
+    "PackedSampledTeacher",
     "SampledTeacher",
     "SparseTeacher",
     "TeacherCache",

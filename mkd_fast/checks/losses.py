@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from torch import Tensor, device
+
 from mkd_fast.checks.wording import nearest, runtime_error, type_error, value_error
 from mkd_fast.checks.wording import not_negative as not_negative
 from mkd_fast.checks.wording import one_of as one_of
@@ -51,11 +53,26 @@ def not_logits(function: str, argument: str, fact: str) -> TypeError:
     )
 
 
+def floating_point(argument: str, tensor: object) -> None:
+    """Raise TypeError unless it is a floating-point tensor with a last dimension."""
+    if not isinstance(tensor, Tensor):
+        raise not_logits("kd_loss", argument, type(tensor).__name__)
+    if not tensor.is_floating_point() or tensor.dim() == 0:
+        raise not_logits("kd_loss", argument, f"{tensor.dtype} {tuple(tensor.shape)}")
+
+
+def on_device(argument: str, tensor: Tensor, device: device) -> None:
+    """Raise ValueError unless the tensor is on the logits' device."""
+    if tensor.device != device:
+        raise other_device(argument, device, tensor.device)
+
+
 def unknown_teacher(kind: str) -> TypeError:
     """Not something that a teacher can be."""
     return type_error(
         "kd_loss",
-        "teacher must be logits, SparseTeacher, SampledTeacher or TeacherHead",
+        "teacher must be logits or one of mkd_fast's kinds: SparseTeacher, SampledTeacher, "
+        "PackedSampledTeacher, TeacherHead",
         kind,
         "Pass a tensor of logits [..., V] if there are any.",
     )
@@ -133,6 +150,46 @@ def label_out_of_range(label: int, row: int, vocab_size: int, ignore_index: int)
         f"labels must lie in [0, {vocab_size}) or be ignore_index={ignore_index}",
         f"{label} at token {row}",
         "Set labels of tokens that do not count to ignore_index.",
+    )
+
+
+def id_out_of_range(id_: int, row: int, vocab_size: int) -> ValueError:
+    """A teacher's id that names no column (checked where that costs no device sync)."""
+    return value_error(
+        "kd_loss",
+        f"the teacher's ids must lie in [0, {vocab_size}), or be -1 where a slot is empty",
+        f"{id_} at token {row}",
+        "Map them to the student's vocabulary, and set those it lacks to -1.",
+    )
+
+
+def entries_not_three_bytes(shape: Sequence[int]) -> ValueError:
+    """Packed samples of another layout."""
+    return value_error(
+        "kd_loss",
+        "PackedSampledTeacher.entries must be [..., K, 3], three bytes an entry",
+        str(tuple(shape)),
+        "Reshape the bytes of a token to [K, 3].",
+    )
+
+
+def hidden_kinds_mixed(num_int8: int, num_layers: int) -> ValueError:
+    """Some layers in eight bits and some not."""
+    return value_error(
+        "kd_loss",
+        "teacher_hidden must be Int8Hidden in every matched layer or in none",
+        f"{num_int8} of {num_layers}",
+        "Pass dequantised() of those.",
+    )
+
+
+def projections_mismatch(num_projections: int, num_layers: int) -> ValueError:
+    """Not one projection a layer."""
+    return value_error(
+        "kd_loss",
+        "hidden_projection must have one matrix [D_s, D_t], or None, for each matched layer",
+        f"{num_projections} for {num_layers} layers",
+        "Pass None for layers whose widths agree.",
     )
 
 

@@ -2,12 +2,21 @@
 
 from mkd_fast.losses.loss import KDLoss, kd_loss
 from mkd_fast.losses.spec import LossOutput, LossSpec
-from mkd_fast.losses.targets import SampledTeacher, SparseTeacher, Teacher, TeacherHead
+from mkd_fast.losses.targets import (
+    Int8Hidden,
+    PackedSampledTeacher,
+    SampledTeacher,
+    SparseTeacher,
+    Teacher,
+    TeacherHead,
+)
 
 __all__ = [
+    "Int8Hidden",
     "KDLoss",
     "LossOutput",
     "LossSpec",
+    "PackedSampledTeacher",
     "SampledTeacher",
     "SparseTeacher",
     "Teacher",

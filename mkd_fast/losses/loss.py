@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from mkd_fast.checks import losses as checks
-from mkd_fast.losses import ops, reference, rows
+from mkd_fast.losses import matched, ops, reference, rows
 from mkd_fast.losses.spec import LossOutput, LossSpec
 from mkd_fast.losses.targets import Teacher
 
@@ -18,14 +18,15 @@ def kd_loss(
     teacher: Teacher,
     labels: Tensor | None = None,
     *,
-    student_hidden: rows.Hidden | None = None,
-    teacher_hidden: rows.Hidden | None = None,
+    student_hidden: matched.Hidden | None = None,
+    teacher_hidden: matched.TeacherHidden | None = None,
     spec: LossSpec | None = None,
     impl: Impl | None = None,
     mask: Tensor | None = None,
     vocab_size: int | None = None,
     num_tokens: Tensor | float | None = None,
     hidden_mask: Tensor | None = None,
+    hidden_projection: matched.Projection | None = None,
     **fields: Any,
 ) -> LossOutput:
     """Knowledge-distillation loss: divergence from a teacher, label and hidden-state terms.
@@ -41,12 +42,12 @@ def kd_loss(
         student_logits: ``[..., V]``, float32, bfloat16, float16 (or float64: eager). Receives a
             gradient.
         teacher: dense logits ``[..., V]`` of any of these dtypes, or a SparseTeacher,
-            SampledTeacher or TeacherHead. Never receives a gradient.
+            SampledTeacher, PackedSampledTeacher or TeacherHead. Never receives a gradient.
         labels: integer ``[...]``; ``spec.ignore_index`` marks tokens that do not count.
-        student_hidden: one tensor ``[..., D]``, or one a matched layer, already projected where
-            the widths differ. Receives a gradient. A sequence classifier, whose logits ``[B, V]``
-            have one row a sentence, passes ``[B, S, D]``: H is then the mean over positions.
-        teacher_hidden: the same shapes; never receives a gradient.
+        student_hidden: one tensor ``[..., D]``, or one a matched layer. Receives a gradient. A
+            sequence classifier, whose logits ``[B, V]`` have one row a sentence, passes
+            ``[B, S, D]``: H is then the mean over positions.
+        teacher_hidden: the same shapes, or Int8Hidden in every layer; never receives a gradient.
         spec: what to compute; or pass fields of LossSpec as keywords instead.
         impl: None takes the fused path where it exists for this device and input, else eager;
             "fused" and "eager" never fall back.
@@ -57,6 +58,8 @@ def kd_loss(
             accumulation, data parallel).
         hidden_mask: bool ``[..., S]``, the positions that count in hidden states
             ``[..., S, D]``; all of them if None.
+        hidden_projection: W_l ``[D_s, D_t]``, one a matched layer (None where the widths agree):
+            ``student_hidden[l] @ W_l`` is compared. It is the caller's, and receives a gradient.
         **fields: fields of LossSpec, instead of ``spec``.
 
     Returns:
@@ -81,6 +84,7 @@ def kd_loss(
         vocab_size=vocab_size,
         num_tokens=num_tokens,
         hidden_mask=hidden_mask,
+        hidden_projection=hidden_projection,
     )
     out = ops.fused(flat, spec) if _takes_fused(flat, spec, impl) else reference.kd(flat, spec)
     if spec.reduction != "none":

@@ -5,7 +5,7 @@ The schemas exist whether or not a binary does. C++ (``csrc/``) implements them 
 forward pass; backward hands the gradient out, scaled in place by the incoming one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import util
 from typing import Any
 
@@ -13,49 +13,58 @@ import torch
 from torch import Tensor
 
 from mkd_fast.checks import losses as checks
-from mkd_fast.losses.rows import Rows
+from mkd_fast.losses.rows import Rows, RowTeacher
 from mkd_fast.losses.spec import LossOutput, LossSpec
+from mkd_fast.losses.targets import SampledTeacher, SparseTeacher
 
 # N tokens, V vocabulary, P positions of hidden states a token, D width
 
-FUSED_DIVERGENCES = ("forward_kl", "reverse_kl", "jeffreys", "jsd")
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _library = torch.library.Library("mkd_fast", "DEF")
 
-# student, teacher [N, V_s], [N, V_t]: rows may be strided, columns are contiguous, and only the
-# first vocab_size of them are real. labels int64 [N]; mask bool [N]; num_tokens float32 [].
-# student_hidden, teacher_hidden [N, P, D_l] with contiguous D_l; hidden_mask bool [N, P].
+# What every loss op takes and returns.
+#
+# student [N, V_s]: rows may be strided, columns are contiguous, and only the first vocab_size are
+# real; [N, 0] with vocab_size 0 leaves the hidden term alone. labels int64 [N]; mask bool [N];
+# num_tokens float32 []. student_hidden, teacher_hidden [N, P, D_l] with contiguous D_l; where
+# teacher_hidden is int8, teacher_scale float32 [N, P] for every layer, else empty; hidden_mask
+# bool [N, P]. softcap 0 is none. beta is also that of alpha_beta.
 # loss, kd, ce, hidden are float32, [] or with reduction "none" [N]; kd carries kd_scale (T^2),
 # and only loss carries the weights. grad_student [N, V_s] and grad_hidden are the gradients of
 # loss in the student's dtypes, with zeros in columns past vocab_size and in rows that do not
 # count; a gradient not asked for is empty. They are contiguous, except that the rows of
 # grad_student may be padded.
-_library.define(
-    "dense_kd(Tensor student, Tensor teacher, Tensor? labels, Tensor? mask, Tensor? num_tokens,"
-    " Tensor[] student_hidden, Tensor[] teacher_hidden, Tensor? hidden_mask, *,"
-    " str divergence, float beta, float temperature, float teacher_temperature,"
-    " float logit_scale, float teacher_logit_scale,"
-    " float kd_scale, float kd_weight, float ce_weight, float hidden_weight,"
+_INPUTS = (
+    " Tensor? labels, Tensor? mask, Tensor? num_tokens,"
+    " Tensor[] student_hidden, Tensor[] teacher_hidden, Tensor[] teacher_scale, Tensor? hidden_mask"
+)
+_OPTIONS = (
+    " str divergence, float alpha, float beta, float temperature, float teacher_temperature,"
+    " float logit_scale, float teacher_logit_scale, float softcap, float teacher_softcap,"
+    " float kd_scale, float kd_weight, float ce_weight, float hidden_weight, str hidden_distance,"
     " int vocab_size, int ignore_index, str reduction,"
-    " bool needs_grad_student, bool needs_grad_hidden)"
-    " -> (Tensor loss, Tensor kd, Tensor ce, Tensor hidden,"
-    " Tensor grad_student, Tensor[] grad_hidden)"
+    " bool needs_grad_student, bool needs_grad_hidden"
+)
+_RESULTS = (
+    "(Tensor loss, Tensor kd, Tensor ce, Tensor hidden, Tensor grad_student, Tensor[] grad_hidden)"
+)
+# teacher [N, V_t], as student.
+_library.define(f"dense_kd(Tensor student, Tensor teacher,{_INPUTS}, *,{_OPTIONS}) -> {_RESULTS}")
+# ids int32 or int64 [N, K], -1 in an empty slot, with values [N, K]: logits, with log_z float32
+# [N] and one of TAILS as tail, or with tail "sampled" weights. Or, with tail "packed", ids are the
+# entries of a PackedSampledTeacher, uint8 [N, K, 3], and nothing else is given.
+_library.define(
+    f"sparse_kd(Tensor student, Tensor ids, Tensor? values, Tensor? log_z,{_INPUTS}, *,"
+    f" str tail, int id_bits, int num_draws,{_OPTIONS}) -> {_RESULTS}"
 )
 # In place: grad [N, ...] *= scale, which is [] or [N]; nothing is touched where scale is 1.
 _library.define("scale_(Tensor(a!) grad, Tensor scale) -> ()")
 
 
-@torch.library.register_fake("mkd_fast::dense_kd", lib=_library)  # type: ignore[untyped-decorator]
-def _dense_kd_fake(
+def _results_of(
     student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    mask: Tensor | None,
-    num_tokens: Tensor | None,
     student_hidden: Sequence[Tensor],
-    teacher_hidden: Sequence[Tensor],
-    hidden_mask: Tensor | None,
     *,
     reduction: str,
     needs_grad_student: bool,
@@ -69,6 +78,36 @@ def _dense_kd_fake(
     return loss, kd, ce, hidden, grad_student, grad_hidden
 
 
+@torch.library.register_fake("mkd_fast::dense_kd", lib=_library)  # type: ignore[untyped-decorator]
+def _dense_kd_fake(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    num_tokens: Tensor | None,
+    student_hidden: Sequence[Tensor],
+    *_: Any,
+    **options: Any,
+) -> Any:
+    return _results_of(student, student_hidden, **options)
+
+
+@torch.library.register_fake("mkd_fast::sparse_kd", lib=_library)  # type: ignore[untyped-decorator]
+def _sparse_kd_fake(
+    student: Tensor,
+    ids: Tensor,
+    values: Tensor | None,
+    log_z: Tensor | None,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    num_tokens: Tensor | None,
+    student_hidden: Sequence[Tensor],
+    *_: Any,
+    **options: Any,
+) -> Any:
+    return _results_of(student, student_hidden, **options)
+
+
 @torch.library.register_fake("mkd_fast::scale_", lib=_library)  # type: ignore[untyped-decorator]
 def _scale_fake(grad: Tensor, scale: Tensor) -> None:
     pass
@@ -80,6 +119,12 @@ def _dense_kd_triton(*args: Any, **kwargs: Any) -> Any:
     return dense_kd(*args, **kwargs)
 
 
+def _sparse_kd_triton(*args: Any, **kwargs: Any) -> Any:
+    from mkd_fast.kernels.sparse_kd import sparse_kd
+
+    return sparse_kd(*args, **kwargs)
+
+
 def _scale_triton(grad: Tensor, scale: Tensor) -> None:
     from mkd_fast.kernels.scale import scale_
 
@@ -87,6 +132,7 @@ def _scale_triton(grad: Tensor, scale: Tensor) -> None:
 
 
 _library.impl("dense_kd", _dense_kd_triton, "CUDA")
+_library.impl("sparse_kd", _sparse_kd_triton, "CUDA")
 _library.impl("scale_", _scale_triton, "CUDA")
 
 
@@ -114,49 +160,127 @@ def missing_kernels(device_type: str) -> str | None:
     return _MISSING_KERNELS.get(device_type, f"device type {device_type!r} has no kernels")
 
 
+# What kernels of a device type do not do yet.
+_NOT_YET: dict[str, set[str]] = {
+    "cpu": {
+        "divergence",
+        "softcap",
+        "sparse",
+        "int8",
+        "cosine",
+    },
+    "cuda": {
+        "divergence",
+        "softcap",
+        "sparse",
+        "int8",
+        "cosine",
+    },
+}
+
+
 def not_fusible(rows: Rows, spec: LossSpec) -> str | None:
     """None where a fused op computes exactly this loss, else what stands in the way."""
-    if not isinstance(rows.teacher, Tensor):
+    device_type = rows.student.device.type
+    missing = _NOT_YET.get(device_type, set())
+    if "sparse" in missing and not isinstance(rows.teacher, Tensor):
         return f"a {type(rows.teacher).__name__} has no fused kernel yet"
-    if spec.divergence not in FUSED_DIVERGENCES:
+    if "divergence" in missing and spec.divergence not in (
+        "forward_kl",
+        "reverse_kl",
+        "jeffreys",
+        "jsd",
+    ):
         return f"divergence {spec.divergence!r} has no fused kernel yet"
-    if spec.softcap is not None or spec.resolved_teacher_softcap is not None:
+    if "softcap" in missing and (
+        spec.softcap is not None or spec.resolved_teacher_softcap is not None
+    ):
         return "softcap has no fused kernel yet"
-    for tensor in (rows.student, rows.teacher, *rows.student_hidden, *rows.teacher_hidden):
+    if "int8" in missing and rows.hidden.teacher_scale:
+        return "int8 hidden states have no fused kernel yet"
+    if "cosine" in missing and rows.hidden.student and spec.hidden_distance == "cosine":
+        return "hidden_distance='cosine' has no fused kernel yet"
+    for tensor in _floating_point(rows):
         if tensor.dtype not in FUSED_DTYPES:
             return f"{tensor.dtype} has no fused kernel"
-    return missing_kernels(rows.student.device.type)
+    return missing_kernels(device_type)
 
 
-class _DenseKD(torch.autograd.Function):
-    """Autograd of ``mkd_fast::dense_kd``: forward computes the gradients, backward scales them."""
+def _floating_point(rows: Rows) -> Iterator[Tensor]:
+    yield rows.student
+    teacher = rows.teacher
+    if isinstance(teacher, SparseTeacher):
+        yield teacher.logits
+    elif isinstance(teacher, SampledTeacher):
+        yield teacher.weights
+    elif isinstance(teacher, Tensor):
+        yield teacher
+    yield from rows.hidden.student
+    if not rows.hidden.teacher_scale:
+        yield from rows.hidden.teacher
+
+
+def _teacher_arguments(
+    teacher: RowTeacher,
+) -> tuple[Any, tuple[Tensor | None, ...], dict[str, Any]]:
+    """The op for this kind of teacher, and its arguments that say what the teacher left."""
+    if isinstance(teacher, Tensor):
+        return torch.ops.mkd_fast.dense_kd, (teacher,), {}
+    options: dict[str, Any] = {"id_bits": 0, "num_draws": 0}
+    sparse_kd = torch.ops.mkd_fast.sparse_kd
+    if isinstance(teacher, SparseTeacher):
+        tensors = (teacher.ids, teacher.logits, teacher.log_z)
+        return sparse_kd, tensors, options | {"tail": teacher.tail}
+    if isinstance(teacher, SampledTeacher):
+        return sparse_kd, (teacher.ids, teacher.weights, None), options | {"tail": "sampled"}
+    options = {"id_bits": teacher.id_bits, "num_draws": teacher.num_draws, "tail": "packed"}
+    return sparse_kd, (teacher.entries, None, None), options
+
+
+def spec_options(spec: LossSpec) -> dict[str, Any]:
+    """The options of a loss op that follow from what is asked for."""
+    alpha, beta = spec.alpha_beta or (0.0, spec.beta)
+    return {
+        "divergence": spec.divergence,
+        "alpha": alpha,
+        "beta": beta,
+        "temperature": spec.temperature,
+        "teacher_temperature": spec.resolved_teacher_temperature,
+        "logit_scale": spec.logit_scale,
+        "teacher_logit_scale": spec.teacher_logit_scale,
+        "softcap": spec.softcap or 0.0,
+        "teacher_softcap": spec.resolved_teacher_softcap or 0.0,
+        "kd_scale": spec.kd_scale,
+        "kd_weight": spec.kd_weight,
+        "ce_weight": spec.ce_weight,
+        "hidden_weight": spec.hidden_weight,
+        "hidden_distance": spec.hidden_distance,
+        "ignore_index": spec.ignore_index,
+        "reduction": spec.reduction,
+    }
+
+
+class _FusedKD(torch.autograd.Function):
+    """Autograd of the loss ops: forward computes the gradients, backward scales them."""
 
     @staticmethod
     def forward(
         ctx: Any, rows: Rows, spec: LossSpec, student: Tensor, *student_hidden: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        loss, kd, ce, hidden, grad_student, grad_hidden = torch.ops.mkd_fast.dense_kd(
+        op, teacher, teacher_options = _teacher_arguments(rows.teacher)
+        loss, kd, ce, hidden, grad_student, grad_hidden = op(
             student,
-            rows.teacher,
+            *teacher,
             rows.labels,
             rows.mask,
             rows.num_tokens,
             list(student_hidden),
-            list(rows.teacher_hidden),
-            rows.hidden_mask,
-            divergence=spec.divergence,
-            beta=spec.beta,
-            temperature=spec.temperature,
-            teacher_temperature=spec.resolved_teacher_temperature,
-            logit_scale=spec.logit_scale,
-            teacher_logit_scale=spec.teacher_logit_scale,
-            kd_scale=spec.kd_scale,
-            kd_weight=spec.kd_weight,
-            ce_weight=spec.ce_weight,
-            hidden_weight=spec.hidden_weight,
+            list(rows.hidden.teacher),
+            list(rows.hidden.teacher_scale),
+            rows.hidden.mask,
+            **teacher_options,
+            **spec_options(spec),
             vocab_size=rows.vocab_size,
-            ignore_index=spec.ignore_index,
-            reduction=spec.reduction,
             needs_grad_student=ctx.needs_input_grad[2],
             needs_grad_hidden=any(ctx.needs_input_grad[3:]),
         )
@@ -184,5 +308,5 @@ class _DenseKD(torch.autograd.Function):
 
 def fused(rows: Rows, spec: LossSpec) -> LossOutput:
     """The loss of ``kd_loss`` on flattened rows through one fused op."""
-    outputs = _DenseKD.apply(rows, spec, rows.student, *rows.student_hidden)  # type: ignore[no-untyped-call]
+    outputs = _FusedKD.apply(rows, spec, rows.student, *rows.hidden.student)  # type: ignore[no-untyped-call]
     return LossOutput(*outputs)

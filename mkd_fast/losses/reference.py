@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mkd_fast.losses import divergences
+from mkd_fast.losses.matched import MatchedLayers
 from mkd_fast.losses.rows import Rows
 from mkd_fast.losses.spec import LossOutput, LossSpec
 from mkd_fast.losses.targets import SampledTeacher, SparseTeacher
@@ -83,17 +84,28 @@ def _sampled(student_NV: Tensor, teacher: SampledTeacher, spec: LossSpec) -> Ten
     return -(teacher.weights.to(log_q_NV.dtype) * log_q_NK).sum(-1)
 
 
-def _hidden_error(rows: Rows, like: Tensor) -> Tensor:
-    """Mean over matched layers, counted positions and width of (h_s - h_t)^2, one value a token."""
+def _one_minus_cosine(a_NPD: Tensor, b_NPD: Tensor) -> Tensor:
+    """1 - cos of the angle between them, their lengths at least 1e-8: 1 where one is zero."""
+    squares = (tensor.square().sum(-1) for tensor in (a_NPD, b_NPD))
+    inverse_a_NP, inverse_b_NP = (square.clamp(min=1e-16).rsqrt() for square in squares)
+    return 1.0 - (a_NPD * b_NPD).sum(-1) * inverse_a_NP * inverse_b_NP
+
+
+def _hidden_error(hidden: MatchedLayers, like: Tensor, distance: str) -> Tensor:
+    """Mean over matched layers and counted positions of the distance, one value a token."""
     total = like.new_zeros(like.shape[0])
-    for student_NPD, teacher_NPD in zip(rows.student_hidden, rows.teacher_hidden, strict=True):
-        error_NP = (_accumulate(student_NPD) - _accumulate(teacher_NPD)).square().mean(-1)
-        if rows.hidden_mask is None:
+    for student, teacher in zip(hidden.student, hidden.teacher_values(), strict=True):
+        student_NPD, teacher_NPD = _accumulate(student), _accumulate(teacher)
+        if distance == "mse":
+            error_NP = (student_NPD - teacher_NPD).square().mean(-1)
+        else:
+            error_NP = _one_minus_cosine(student_NPD, teacher_NPD)
+        if hidden.mask is None:
             total = total + error_NP.mean(-1)
         else:
-            counted_N = rows.hidden_mask.sum(-1).clamp(min=1)
-            total = total + error_NP.sum(-1) / counted_N  # positions masked out are zero
-    return total / max(len(rows.student_hidden), 1)
+            error_NP = error_NP.masked_fill(~hidden.mask, 0.0)
+            total = total + error_NP.sum(-1) / hidden.mask.sum(-1).clamp(min=1)
+    return total / max(len(hidden.student), 1)
 
 
 def kd(rows: Rows, spec: LossSpec) -> LossOutput:
@@ -106,6 +118,7 @@ def kd(rows: Rows, spec: LossSpec) -> LossOutput:
     elif isinstance(rows.teacher, SampledTeacher):
         kd_N = _sampled(student_NV, rows.teacher, spec)
     else:
+        assert isinstance(rows.teacher, Tensor), "cleared rows hold no packed teacher"
         kd_N = _dense(student_NV, rows.teacher, spec, rows.vocab_size)
     kd_N = kd_N * spec.kd_scale
     if rows.labels is None:
@@ -113,7 +126,7 @@ def kd(rows: Rows, spec: LossSpec) -> LossOutput:
     else:
         labels_N = rows.labels.masked_fill(~counts_N, 0)
         ce_N = functional.cross_entropy(student_NV, labels_N, reduction="none")
-    hidden_N = _hidden_error(rows, kd_N)
+    hidden_N = _hidden_error(rows.hidden, kd_N, spec.hidden_distance)
 
     def reduced(value_N: Tensor) -> Tensor:
         value_N = torch.where(counts_N, value_N, 0.0)

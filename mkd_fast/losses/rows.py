@@ -1,18 +1,25 @@
 """The arguments of ``kd_loss``, checked once and flattened to rows: what every path works on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mkd_fast.checks import losses as checks
+from mkd_fast.losses import matched
 from mkd_fast.losses.spec import LossSpec
-from mkd_fast.losses.targets import TAILS, SampledTeacher, SparseTeacher, Teacher, TeacherHead
+from mkd_fast.losses.targets import (
+    TAILS,
+    PackedSampledTeacher,
+    SampledTeacher,
+    SparseTeacher,
+    Teacher,
+    TeacherHead,
+)
 
-# N tokens, V vocabulary, K kept ids, P positions of hidden states a token, D width
+# N tokens, V vocabulary, K kept ids
 
-Hidden = Tensor | Sequence[Tensor]
+RowTeacher = Tensor | SparseTeacher | SampledTeacher | PackedSampledTeacher
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,26 +28,23 @@ class Rows:
 
     Attributes:
         student: logits ``[N, V_s]``.
-        teacher: logits ``[N, V_t]``, or a SparseTeacher / SampledTeacher of ``[N, K]``.
+        teacher: logits ``[N, V_t]``, or a sparse or sampled teacher of ``[N, K]``.
         vocab_size: how many columns are real, <= V_s and V_t.
         labels: int64 ``[N]`` or None.
         mask: bool ``[N]`` or None.
         num_tokens: float32 ``[]``, the denominator of "mean", or None for the tokens that count.
-        student_hidden, teacher_hidden: one ``[N, P, D_l]`` a matched layer, possibly none.
-        hidden_mask: bool ``[N, P]`` or None.
+        hidden: the matched layers, possibly none.
         ignore_index: the label of a token that does not count.
         leading_shape: the shape that was flattened to N.
     """
 
     student: Tensor
-    teacher: Tensor | SparseTeacher | SampledTeacher
+    teacher: RowTeacher
     vocab_size: int
     labels: Tensor | None
     mask: Tensor | None
     num_tokens: Tensor | None
-    student_hidden: tuple[Tensor, ...]
-    teacher_hidden: tuple[Tensor, ...]
-    hidden_mask: Tensor | None
+    hidden: matched.MatchedLayers
     ignore_index: int
     leading_shape: torch.Size
 
@@ -58,27 +62,28 @@ class Rows:
     def cleared(self, counts_N: Tensor) -> "Rows":
         """The same with zeros in tokens that do not count, whose NaN would reach the gradient."""
 
-        def clear(tensor: Tensor) -> Tensor:
-            return tensor.masked_fill(~counts_N.view(-1, *[1] * (tensor.dim() - 1)), 0.0)
-
-        def clear_hidden(tensor: Tensor) -> Tensor:
-            if self.hidden_mask is not None:
-                tensor = tensor.masked_fill(~self.hidden_mask[:, :, None], 0.0)
-            return clear(tensor)
+        def clear(tensor: Tensor, value: float = 0.0) -> Tensor:
+            return tensor.masked_fill(~counts_N.view(-1, *[1] * (tensor.dim() - 1)), value)
 
         teacher = self.teacher
+        if isinstance(teacher, PackedSampledTeacher):
+            teacher = teacher.unpacked()
         if isinstance(teacher, SparseTeacher):
-            teacher = replace(teacher, logits=clear(teacher.logits), log_z=clear(teacher.log_z))
+            teacher = replace(
+                teacher,
+                ids=clear(teacher.ids, -1),
+                logits=clear(teacher.logits),
+                log_z=clear(teacher.log_z),
+            )
         elif isinstance(teacher, SampledTeacher):
-            teacher = replace(teacher, weights=clear(teacher.weights))
+            teacher = SampledTeacher(clear(teacher.ids, -1), clear(teacher.weights))
         else:
             teacher = clear(teacher)
         return replace(
             self,
             student=clear(self.student),
             teacher=teacher,
-            student_hidden=tuple(map(clear_hidden, self.student_hidden)),
-            teacher_hidden=tuple(map(clear_hidden, self.teacher_hidden)),
+            hidden=self.hidden.cleared(counts_N),
         )
 
 
@@ -86,17 +91,18 @@ def flatten(
     student: Tensor,
     teacher: Teacher,
     labels: Tensor | None,
-    student_hidden: Hidden | None,
-    teacher_hidden: Hidden | None,
+    student_hidden: matched.Hidden | None,
+    teacher_hidden: matched.TeacherHidden | None,
     *,
     spec: LossSpec,
     mask: Tensor | None,
     vocab_size: int | None,
     num_tokens: Tensor | float | None,
     hidden_mask: Tensor | None,
+    hidden_projection: matched.Projection | None,
 ) -> Rows:
     """Check the arguments of ``kd_loss`` and flatten their leading dimensions."""
-    _check_float("student_logits", student)
+    checks.floating_point("student_logits", student)
     leading_shape = student.shape[:-1]
     if spec.ce_weight and labels is None:
         raise checks.labels_missing(spec.ce_weight)
@@ -109,9 +115,16 @@ def flatten(
         mask = _flat("mask", mask, student, trailing=0)
     _check_divergence(teacher, spec)
     rows_teacher, teacher_columns = _flatten_teacher(teacher, student)
-    hidden_pair = _flatten_hidden(student_hidden, teacher_hidden, student, spec)
-    if hidden_mask is not None:
-        hidden_mask = _flatten_hidden_mask(hidden_mask, hidden_pair[0], student)
+    hidden = matched.flatten(
+        student_hidden,
+        teacher_hidden,
+        hidden_mask,
+        hidden_projection,
+        leading_shape=leading_shape,
+        device=student.device,
+    )
+    if spec.hidden_weight and not hidden.student:
+        raise checks.hidden_missing("0 of them")
     rows = Rows(
         student=_flat("student_logits", student, student, trailing=1),
         teacher=rows_teacher,
@@ -119,40 +132,41 @@ def flatten(
         labels=labels,
         mask=mask,
         num_tokens=_denominator(num_tokens, student),
-        student_hidden=hidden_pair[0],
-        teacher_hidden=hidden_pair[1],
-        hidden_mask=hidden_mask,
+        hidden=hidden,
         ignore_index=spec.ignore_index,
         leading_shape=leading_shape,
     )
-    _check_labels(rows)
+    _check_ids(rows)
     return rows
 
 
 def _check_divergence(teacher: Teacher, spec: LossSpec) -> None:
     """A sample knows the forward KL's gradient only, and a sparse teacher has not every logit."""
-    if isinstance(teacher, SampledTeacher) and spec.divergence != "forward_kl":
-        raise checks.divergence_needs_more("SampledTeacher", spec.divergence, "'forward_kl'")
+    is_sampled = isinstance(teacher, SampledTeacher | PackedSampledTeacher)
+    if is_sampled and spec.divergence != "forward_kl":
+        kind = type(teacher).__name__
+        raise checks.divergence_needs_more(kind, spec.divergence, "'forward_kl'")
     if isinstance(teacher, SparseTeacher) and spec.divergence == "logit_mse":
         raise checks.divergence_needs_more("SparseTeacher", spec.divergence, "one of distributions")
 
 
-def _check_labels(rows: Rows) -> None:
-    """Each label that counts names a column. Only where looking does not wait for a device."""
-    labels = rows.labels
-    if labels is None or labels.device.type != "cpu" or torch.compiler.is_compiling():
+def _check_ids(rows: Rows) -> None:
+    """Labels and teacher's ids that count name columns, where looking waits for no device."""
+    if rows.student.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    is_wrong = rows.counts() & ((labels < 0) | (labels >= rows.vocab_size))
-    if is_wrong.any():
-        row = int(is_wrong.nonzero()[0])
-        raise checks.label_out_of_range(int(labels[row]), row, rows.vocab_size, rows.ignore_index)
-
-
-def _check_float(argument: str, tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
-        raise checks.not_logits("kd_loss", argument, type(tensor).__name__)
-    if not tensor.is_floating_point() or tensor.dim() == 0:
-        raise checks.not_logits("kd_loss", argument, f"{tensor.dtype} {tuple(tensor.shape)}")
+    if rows.labels is not None:
+        labels = rows.labels
+        is_wrong = rows.counts() & ((labels < 0) | (labels >= rows.vocab_size))
+        if is_wrong.any():
+            row = int(is_wrong.nonzero()[0])
+            raise checks.label_out_of_range(
+                int(labels[row]), row, rows.vocab_size, rows.ignore_index
+            )
+    if isinstance(rows.teacher, SparseTeacher | SampledTeacher):
+        is_wrong = rows.counts()[:, None] & (rows.teacher.ids >= rows.vocab_size)
+        if is_wrong.any():
+            row, slot = map(int, is_wrong.nonzero()[0])
+            raise checks.id_out_of_range(int(rows.teacher.ids[row, slot]), row, rows.vocab_size)
 
 
 def _check_integer(argument: str, tensor: Tensor) -> None:
@@ -165,8 +179,7 @@ def _flat(argument: str, tensor: Tensor, student: Tensor, *, trailing: int) -> T
     leading = tensor.shape[: tensor.dim() - trailing]
     if leading != student.shape[:-1]:
         raise checks.leading_shape_mismatch(argument, student.shape[:-1], leading)
-    if tensor.device != student.device:
-        raise checks.other_device(argument, student.device, tensor.device)
+    checks.on_device(argument, tensor, student.device)
     return tensor.reshape(student.shape[:-1].numel(), *tensor.shape[tensor.dim() - trailing :])
 
 
@@ -176,12 +189,10 @@ def _flat_teacher(argument: str, tensor: Tensor, student: Tensor, *, trailing: i
     return _flat(argument, tensor, student, trailing=trailing)
 
 
-def _flatten_teacher(
-    teacher: Teacher, student: Tensor
-) -> tuple[Tensor | SparseTeacher | SampledTeacher, int]:
+def _flatten_teacher(teacher: Teacher, student: Tensor) -> tuple[RowTeacher, int]:
     """The teacher as rows, and how many columns it has (the student's where it does not say)."""
     if isinstance(teacher, TeacherHead):
-        _check_float("TeacherHead.hidden", teacher.hidden)
+        checks.floating_point("TeacherHead.hidden", teacher.hidden)
         parts = {"hidden": teacher.hidden, "weight": teacher.weight, "bias": teacher.bias}
         for name, tensor in parts.items():
             if tensor is not None and tensor.requires_grad:
@@ -204,9 +215,16 @@ def _flatten_teacher(
             _flat_teacher("SampledTeacher.ids", teacher.ids, student, trailing=1),
             _flat_teacher("SampledTeacher.weights", teacher.weights, student, trailing=1),
         ), student.shape[-1]
+    if isinstance(teacher, PackedSampledTeacher):
+        if teacher.entries.dtype != torch.uint8:
+            raise checks.wrong_dtype("PackedSampledTeacher.entries", "uint8", teacher.entries.dtype)
+        if teacher.entries.dim() < 2 or teacher.entries.shape[-1] != 3:
+            raise checks.entries_not_three_bytes(teacher.entries.shape)
+        entries = _flat("PackedSampledTeacher.entries", teacher.entries, student, trailing=2)
+        return replace(teacher, entries=entries), student.shape[-1]
     if not isinstance(teacher, Tensor):
         raise checks.unknown_teacher(type(teacher).__name__)
-    _check_float("teacher", teacher)
+    checks.floating_point("teacher", teacher)
     return _flat_teacher("teacher", teacher, student, trailing=1), teacher.shape[-1]
 
 
@@ -228,53 +246,5 @@ def _denominator(num_tokens: Tensor | float | None, student: Tensor) -> Tensor |
         return torch.full((), num_tokens, dtype=torch.float32, device=student.device)
     if num_tokens.numel() != 1:
         raise checks.num_tokens_not_one(num_tokens.shape)
-    if num_tokens.device != student.device:
-        raise checks.other_device("num_tokens", student.device, num_tokens.device)
+    checks.on_device("num_tokens", num_tokens, student.device)
     return num_tokens.detach().float().reshape(())
-
-
-def _layers(hidden: Hidden | None) -> tuple[Tensor, ...]:
-    if hidden is None:
-        return ()
-    return (hidden,) if isinstance(hidden, Tensor) else tuple(hidden)
-
-
-def _flatten_hidden(
-    student_hidden: Hidden | None, teacher_hidden: Hidden | None, student: Tensor, spec: LossSpec
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Matched layers as ``[N, P, D_l]``: P is 1 where hidden states go token by token."""
-    ours, theirs = _layers(student_hidden), _layers(teacher_hidden)
-    if len(ours) != len(theirs) or (spec.hidden_weight and not ours):
-        raise checks.hidden_missing(f"{len(ours)} and {len(theirs)} of them")
-    leading_dims = student.dim() - 1
-    flat: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for layer, pair in enumerate(zip(ours, theirs, strict=True)):
-        if pair[0].shape != pair[1].shape:
-            raise checks.hidden_shape_mismatch(layer, pair[0].shape, pair[1].shape)
-        if pair[1].requires_grad:
-            raise checks.teacher_requires_grad(f"teacher_hidden[{layer}]")
-        names = (f"student_hidden[{layer}]", f"teacher_hidden[{layer}]")
-        for side, name, tensor in zip(flat, names, pair, strict=True):
-            _check_float(name, tensor)
-            if tensor.dim() == leading_dims + 1:
-                tensor = tensor.unsqueeze(-2)
-            rows = _flat(name, tensor, student, trailing=2)
-            if side and rows.shape[1] != side[0].shape[1]:
-                raise checks.hidden_shape_mismatch(layer, rows.shape, side[0].shape)
-            side.append(rows)
-    return tuple(flat[0]), tuple(flat[1])
-
-
-def _flatten_hidden_mask(
-    hidden_mask: Tensor, student_hidden: Sequence[Tensor], student: Tensor
-) -> Tensor:
-    if hidden_mask.dtype != torch.bool:
-        raise checks.wrong_dtype("hidden_mask", "bool", hidden_mask.dtype)
-    if not student_hidden:
-        raise checks.hidden_missing("hidden_mask without hidden states")
-    if hidden_mask.dim() == student.dim() - 1:
-        hidden_mask = hidden_mask.unsqueeze(-1)
-    rows = _flat("hidden_mask", hidden_mask, student, trailing=1)
-    if rows.shape[1] != student_hidden[0].shape[1]:
-        raise checks.leading_shape_mismatch("hidden_mask", student_hidden[0].shape[:2], rows.shape)
-    return rows

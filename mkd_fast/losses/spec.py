@@ -18,8 +18,10 @@ Divergence = Literal[
     "alpha_beta",
     "logit_mse",
 ]
+HiddenDistance = Literal["mse", "cosine"]
 Reduction = Literal["mean", "sum", "none"]
 DIVERGENCES: tuple[str, ...] = get_args(Divergence)
+HIDDEN_DISTANCES: tuple[str, ...] = get_args(HiddenDistance)
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
@@ -36,6 +38,8 @@ class LossSpec:
         temperature: T_s > 0; also the teacher's unless ``teacher_temperature`` is given.
         teacher_temperature: T_t > 0, or None for the student's.
         kd_weight, ce_weight, hidden_weight: weights of the three terms, >= 0.
+        hidden_distance: H of a matched pair: ``"mse"``, the mean of (h_s - h_t)^2 over the
+            width, or ``"cosine"``, 1 - cos(h_s, h_t).
         temperature_squared: multiply the kd term, value and gradient, by T_s^2 (Hinton et al.,
             arXiv 1503.02531); never for ``logit_mse``, which knows no temperature.
         beta: in [0, 1]. ``jsd``: 0 is forward_kl and 1 is reverse_kl. ``skew_*``: the share of
@@ -58,6 +62,7 @@ class LossSpec:
     kd_weight: float = 1.0
     ce_weight: float = 0.0
     hidden_weight: float = 0.0
+    hidden_distance: HiddenDistance = "mse"
     temperature_squared: bool = True
     beta: float = 0.5
     alpha_beta: tuple[float, float] | None = None
@@ -71,6 +76,7 @@ class LossSpec:
     def __post_init__(self) -> None:
         checks.one_of("LossSpec", "divergence", self.divergence, DIVERGENCES)
         checks.one_of("LossSpec", "reduction", self.reduction, REDUCTIONS)
+        checks.one_of("LossSpec", "hidden_distance", self.hidden_distance, HIDDEN_DISTANCES)
         for name in ("temperature", "teacher_temperature", "softcap"):
             checks.positive("LossSpec", name, getattr(self, name))
         if self.teacher_softcap != "same":

@@ -1,9 +1,9 @@
-"""What a teacher can hand over besides dense logits.
+"""What a teacher can hand over besides dense logits and hidden states.
 
-A dense teacher is a plain tensor of logits ``[..., V]``. The three kinds here are what a teacher
-leaves behind when its logits are too large to keep: the few largest of them, a random sample of
-its distribution, or the last hidden states with the head that turns them into logits.
-None of them ever receives a gradient.
+A dense teacher is a plain tensor of logits ``[..., V]``. The kinds here are what a teacher leaves
+behind when its logits are too large to keep: the few largest of them, a random sample of its
+distribution, or the last hidden states with the head that turns them into logits. Hidden states
+may be kept in eight bits. None of them ever receives a gradient.
 """
 
 from dataclasses import dataclass
@@ -55,6 +55,49 @@ class SampledTeacher:
 
 
 @dataclass(frozen=True, eq=False)
+class PackedSampledTeacher:
+    """A SampledTeacher drawn at tau = 1 as a cache keeps it: three bytes an entry.
+
+    An entry is a 24-bit little-endian number: the id in its low ``id_bits``, and above them how
+    often it was drawn, 0 in an empty slot. The weight of an id is count / ``num_draws``.
+
+    Args:
+        entries: uint8 ``[..., K, 3]``, ids distinct within a token.
+        num_draws: N.
+        id_bits: 18 holds ids below 262,144 and counts below 64.
+    """
+
+    entries: Tensor
+    num_draws: int
+    id_bits: int = 18
+
+    def unpacked(self) -> SampledTeacher:
+        """The same with ids int32 and weights float32, ``[..., K]``."""
+        low, middle, high = self.entries.int().unbind(-1)
+        packed = low | middle << 8 | high << 16
+        counts = packed >> self.id_bits
+        ids = (packed & ((1 << self.id_bits) - 1)).masked_fill(counts == 0, -1)
+        return SampledTeacher(ids, counts.float() / self.num_draws)
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Hidden:
+    """Hidden states in eight bits: ``values * scale[..., None]``.
+
+    Args:
+        values: int8 ``[..., D]``.
+        scale: float32 ``[...]``, one a row.
+    """
+
+    values: Tensor
+    scale: Tensor
+
+    def dequantised(self) -> Tensor:
+        """The states in float32, ``[..., D]``."""
+        return self.values.float() * self.scale[..., None]
+
+
+@dataclass(frozen=True, eq=False)
 class TeacherHead:
     """Last hidden states and the head that makes logits of them: exact at any temperature.
 
@@ -69,4 +112,4 @@ class TeacherHead:
     bias: Tensor | None = None
 
 
-Teacher = Tensor | SparseTeacher | SampledTeacher | TeacherHead
+Teacher = Tensor | SparseTeacher | SampledTeacher | PackedSampledTeacher | TeacherHead

@@ -17,6 +17,7 @@ import torch
 from budget import assert_within_budget
 from dense_kd_cases import CASES, DIVERGENCES
 from dense_kd_input import BF16, F16, F32, case, normal
+from op_arguments import op_arguments
 
 from mkd_fast import kd_loss
 from mkd_fast.losses import ops
@@ -184,22 +185,6 @@ def test_unknown_capability_is_refused():
     assert "got avx9000. Unset it for the best one." in finished.stderr
 
 
-def op_arguments(**changes: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    hidden = [normal(4, 3, 8, seed=3)]
-    labels = torch.tensor([0, -100, 2, 3])
-    positional = (
-        normal(4, 60, seed=0), normal(4, 60, seed=1), labels, None, None, hidden,
-        [normal(4, 3, 8, seed=4)], None,
-    )  # fmt: skip
-    keywords = {
-        "divergence": "forward_kl", "beta": 0.5, "temperature": 1.0, "teacher_temperature": 1.0,
-        "logit_scale": 1.0, "teacher_logit_scale": 1.0, "kd_scale": 1.0, "kd_weight": 1.0,
-        "ce_weight": 0.5, "hidden_weight": 0.1, "vocab_size": 60, "ignore_index": -100,
-        "reduction": "mean", "needs_grad_student": True, "needs_grad_hidden": True,
-    }  # fmt: skip
-    return positional, keywords | changes
-
-
 @pytest.mark.parametrize(
     "changes",
     [{}, {"reduction": "none"}, {"needs_grad_student": False, "needs_grad_hidden": False}],
@@ -216,15 +201,16 @@ def test_opcheck_scale():
 
 def test_unknown_divergence_is_refused():
     positional, keywords = op_arguments(divergence="tvd")
-    with pytest.raises(RuntimeError, match=r"dense_kd: divergence must be forward_kl, .* got tvd"):
+    with pytest.raises(RuntimeError, match=r"kd_loss: divergence must be forward_kl, .* got tvd"):
         torch.ops.mkd_fast.dense_kd(*positional, **keywords)
 
 
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
-        (1, torch.zeros(3, 60), "student and teacher must be"),
-        (1, torch.zeros(4, 59), r"vocab_size must lie in \[1, 59\], got 60"),
+        (1, torch.zeros(3, 60), "teacher must be"),
+        (1, torch.zeros(4, 59), "teacher must be"),
+        (0, torch.zeros(4, 59), r"vocab_size must lie in \[1, 59\], got 60"),
         (1, torch.zeros(4, 60, dtype=torch.float64), "teacher must be float32, bfloat16 or"),
         (2, torch.zeros(3, dtype=torch.int64), "labels must be int64"),
         (2, torch.zeros(4, dtype=torch.int32), "labels must be int64"),
@@ -232,7 +218,7 @@ def test_unknown_divergence_is_refused():
         (4, torch.tensor(4), "num_tokens must be float32"),
         (5, [], "must match layer by layer"),
         (6, [torch.zeros(4, 3, 9)], "hidden states must be .* alike on both sides; layer 0"),
-        (7, torch.zeros(4, 2, dtype=torch.bool), "hidden_mask must be bool"),
+        (8, torch.zeros(4, 2, dtype=torch.bool), "hidden_mask must be bool"),
     ],
 )
 def test_the_op_reads_no_foreign_memory(position, value, message):

@@ -236,7 +236,7 @@ def test_tokens_that_do_not_count_may_hold_anything(num_columns: int, device: st
 def test_a_label_that_names_no_column_makes_its_token_nan(
     num_columns: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "_check_labels", lambda _: None)  # as where labels lie on a device
+    monkeypatch.setattr(rows, "_check_ids", lambda _: None)  # as where labels lie on a device
     arguments = case(3, num_columns, vocab_size=num_columns - 1)
     arguments["labels"] = torch.tensor([0, num_columns - 1, -3])
     loss, _ = loss_of(device, **arguments)

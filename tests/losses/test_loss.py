@@ -126,7 +126,12 @@ H = logits(2, 3, 4)
 BAD_INPUT = {
     "no tensor": (TypeError, "student_logits must be a floating-point tensor", ([1.0], T), {}),
     "integers": (TypeError, "got torch.int64 (2,)", (torch.tensor([1, 2]), T), {}),
-    "unknown teacher": (TypeError, "teacher must be logits, SparseTeacher", (S, "teacher"), {}),
+    "unknown teacher": (
+        TypeError,
+        "teacher must be logits or one of mkd_fast's kinds: SparseTeacher",
+        (S, "teacher"),
+        {},
+    ),
     "vocabulary": (
         ValueError,
         "kd_loss: teacher_logits must have the student's vocabulary, 7 columns, got 9. "

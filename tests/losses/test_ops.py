@@ -51,7 +51,7 @@ def loss_and_gradients(impl, inputs, spec=SPEC):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("divergence", ops.FUSED_DIVERGENCES)
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jeffreys", "jsd"])
 def test_fused_is_within_the_budget_of_eager(divergence, dtype):
     spec = LossSpec(divergence=divergence, temperature=2.0, ce_weight=0.5, hidden_weight=0.3)
     inputs = make_input(dtype)

@@ -13,7 +13,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-enum class DType { kFloat32, kBFloat16, kFloat16 };
+enum class DType { kFloat32, kBFloat16, kFloat16, kInt8 };
 enum class Divergence { kForwardKL, kReverseKL, kJeffreys, kJSD };
 
 // Rows of numbers, contiguous within a row. A row may lie anywhere: strides count elements.
@@ -22,7 +22,9 @@ struct Matrix {
   DType dtype = DType::kFloat32;
   int64_t row_stride = 0;
 
-  [[gnu::always_inline]] int64_t element_size() const { return dtype == DType::kFloat32 ? 4 : 2; }
+  [[gnu::always_inline]] int64_t element_size() const {
+    return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
+  }
   [[gnu::always_inline]] char* row(int64_t n) const {
     return data + n * row_stride * element_size();
   }
@@ -45,24 +47,44 @@ struct HiddenLayer {
   Matrix student, teacher, grad;
   int64_t student_position_stride = 0, teacher_position_stride = 0;
   int64_t width = 0;
+  Strided<float> teacher_scale;  // [N, P] where the teacher is int8
 };
 
-struct DenseKD {
+// A sparse or sampled teacher: K ids a row with logits or weights, or K packed entries.
+enum class Tail { kBucket, kRenormalize, kDrop, kUniform, kSampled, kPacked };
+struct Sparse {
+  Tail tail = Tail::kBucket;
+  int64_t num_kept = 0;       // K
+  const char* ids = nullptr;  // int32, int64, or for kPacked three bytes an entry
+  int id_bytes = 4;
+  int64_t id_stride = 0;  // ids (or entries) from row to row
+  Matrix values;
+  Strided<float> log_z;
+  int id_bits = 0;
+  int64_t num_draws = 0;
+};
+
+// One call of a loss op.
+struct KD {
   int64_t num_rows = 0;
   int64_t num_columns = 0;       // the real ones
   int64_t num_grad_columns = 0;  // with the padding, whose gradient is 0
-  Matrix student, teacher, grad;
+  Matrix student, grad;
+  Matrix teacher;  // of dense_kd
+  Sparse sparse;   // of sparse_kd
   Strided<int64_t> labels;
   Strided<bool> mask;
   int64_t ignore_index = 0;
 
   Divergence divergence = Divergence::kForwardKL;
-  double beta = 0.0;
+  double alpha = 0.0, beta = 0.0;
   double temperature = 1.0, teacher_temperature = 1.0;
   double logit_scale = 1.0, teacher_logit_scale = 1.0;
+  double softcap = 0.0, teacher_softcap = 0.0;  // 0: none
   double kd_scale = 1.0, kd_weight = 0.0, ce_weight = 0.0, hidden_weight = 0.0;
   double row_weight = 1.0;  // of one row in the loss: 1 / num_tokens for "mean"
 
+  bool hidden_is_cosine = false;
   const HiddenLayer* layers = nullptr;
   int64_t num_layers = 0;
   int64_t num_positions = 0;
@@ -80,11 +102,13 @@ struct Terms {
   double kd = 0.0, ce = 0.0, hidden = 0.0;
 };
 
+// terms[n] of the rows in [begin, end) that count, whose gradients are written.
+using RowsKernel = void (*)(const KD&, int64_t begin, int64_t end, Terms* terms);
+
 // What one instruction set offers.
 struct Kernels {
   const char* name;
-  // terms[n] of the rows in [begin, end) that count, whose gradients are written.
-  void (*rows)(const DenseKD&, int64_t begin, int64_t end, Terms* terms);
+  RowsKernel dense_rows;
   // row[0..count) *= factor
   void (*scale)(DType, void* row, int64_t count, float factor);
 };

@@ -1,0 +1,13 @@
+// Memory for gradients.
+#pragma once
+
+#include <initializer_list>
+
+#include "tensors.h"
+
+namespace mkd {
+
+// An uninitialised contiguous tensor of this shape, with the dtype of `like`.
+Tensor new_gradient(const Tensor& like, std::initializer_list<int64_t> shape);
+
+}  // namespace mkd

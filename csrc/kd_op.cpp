@@ -1,0 +1,235 @@
+// Everything of a loss op but the sweeps: checks, threads, and from rows to results.
+#include "kd_op.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "gradients.h"
+
+namespace mkd {
+namespace {
+
+using torch::stable::new_empty;
+
+constexpr int64_t kElementsPerTask = 16384;
+// Gradients that a cache would not keep anyway are written past it, in long rows: short ones begin
+// and end within cache lines.
+constexpr int64_t kStreamedBytes = int64_t{4} << 20;
+constexpr int64_t kStreamedRowBytes = 8192;
+
+// What the Python side has promised, checked again where a breach would read foreign memory.
+void check_inputs(const Arguments& arguments) {
+  const auto& [student, labels, mask, num_tokens, student_hidden, teacher_hidden, teacher_scale,
+               hidden_mask, options] = arguments;
+  STD_TORCH_CHECK(student.dim() == 2, "kd_loss: student must be [N, V].");
+  const int64_t num_rows = student.size(0), vocab_size = options.vocab_size;
+  STD_TORCH_CHECK(
+      std::min<int64_t>(1, student.size(1)) <= vocab_size && vocab_size <= student.size(1),
+      "kd_loss: vocab_size must lie in [1, ", student.size(1), "], got ", vocab_size, ".");
+  const auto is_row_vector = [&](const std::optional<Tensor>& t, ScalarType dtype) {
+    return !t || (t->dim() == 1 && t->size(0) == num_rows && t->scalar_type() == dtype);
+  };
+  STD_TORCH_CHECK(is_row_vector(labels, ScalarType::Long) && is_row_vector(mask, ScalarType::Bool),
+                  "kd_loss: labels must be int64 [N] and mask bool [N].");
+  STD_TORCH_CHECK(
+      !num_tokens || (num_tokens->numel() == 1 && num_tokens->scalar_type() == ScalarType::Float),
+      "kd_loss: num_tokens must be float32 [].");
+  STD_TORCH_CHECK(student_hidden.size() == teacher_hidden.size(),
+                  "kd_loss: student_hidden and teacher_hidden must match layer by layer.");
+  for (size_t l = 0; l < student_hidden.size(); ++l) {
+    const Tensor &s = student_hidden[l], &t = teacher_hidden[l];
+    STD_TORCH_CHECK(s.dim() == 3 && t.dim() == 3 && s.size(0) == num_rows &&
+                        t.size(0) == num_rows && s.size(1) == t.size(1) &&
+                        s.size(1) == student_hidden[0].size(1) && s.size(2) == t.size(2),
+                    "kd_loss: hidden states must be [N, P, D], alike on both sides; layer ", l,
+                    " is not.");
+  }
+  STD_TORCH_CHECK(!hidden_mask || (!student_hidden.empty() && hidden_mask->dim() == 2 &&
+                                   hidden_mask->size(0) == num_rows &&
+                                   hidden_mask->size(1) == student_hidden[0].size(1) &&
+                                   hidden_mask->scalar_type() == ScalarType::Bool),
+                  "kd_loss: hidden_mask must be bool [N, P].");
+}
+
+// Which rows count, after checking every label of one that does.
+int64_t count_rows(const KD& op) {
+  int64_t num_counted = 0;
+  for (int64_t n = 0; n < op.num_rows; ++n) {
+    if (!op.counts(n)) continue;
+    ++num_counted;
+    if (!op.labels) continue;
+    const int64_t label = op.labels(n);
+    STD_TORCH_CHECK(0 <= label && label < op.num_columns, "kd_loss: labels must lie in [0, ",
+                    op.num_columns, ") or be ignore_index=", op.ignore_index, ", got ", label,
+                    " at token ", n, ". Set labels of tokens that do not count to ignore_index.");
+  }
+  return num_counted;
+}
+
+Divergence divergence_of(const std::string& name, double beta) {
+  if (name == "forward_kl" || (name == "jsd" && beta == 0.0)) return Divergence::kForwardKL;
+  if (name == "reverse_kl" || (name == "jsd" && beta == 1.0)) return Divergence::kReverseKL;
+  if (name == "jeffreys") return Divergence::kJeffreys;
+  STD_TORCH_CHECK(name == "jsd",
+                  "kd_loss: divergence must be forward_kl, reverse_kl, jeffreys or "
+                  "jsd, got ",
+                  name, ". Pass impl=\"eager\" for the others.");
+  return Divergence::kJSD;
+}
+
+void clear_row(const KD& op, int64_t n) {
+  if (op.grad.data) {
+    __builtin_memset(op.grad.row(n), 0, op.num_grad_columns * op.grad.element_size());
+  }
+  for (int64_t l = 0; l < op.num_layers; ++l) {
+    const HiddenLayer& layer = op.layers[l];
+    if (!layer.grad.data) continue;
+    __builtin_memset(layer.grad.row(n), 0,
+                     op.num_positions * layer.width * layer.grad.element_size());
+  }
+}
+
+double weighted(const KD& op, const Terms& terms) {  // a weight of 0 silences inf and NaN
+  double loss = 0.0;
+  if (op.kd_weight != 0.0) loss += op.kd_weight * terms.kd;
+  if (op.ce_weight != 0.0) loss += op.ce_weight * terms.ce;
+  if (op.hidden_weight != 0.0) loss += op.hidden_weight * terms.hidden;
+  return loss;
+}
+
+// The terms of all rows; threads take the next group of rows as they become free.
+std::vector<Terms> run_rows(const KD& op, RowsKernel kernel) {
+  int64_t row_elements = op.num_columns;
+  for (int64_t l = 0; l < op.num_layers; ++l) row_elements += op.num_positions * op.layers[l].width;
+  const int64_t group = kElementsPerTask / (row_elements + 1) + 1;
+  std::vector<Terms> terms(op.num_rows);
+  std::atomic<int64_t> next = 0;
+  const auto work = [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(group)) < op.num_rows;) {
+      const int64_t end = std::min(op.num_rows, begin + group);
+      for (int64_t n = begin; n < end; ++n) {
+        if (!op.counts(n)) clear_row(op, n);
+      }
+      kernel(op, begin, end, terms.data());
+    }
+  };
+  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, work);
+  return terms;
+}
+
+struct Outputs {
+  float *loss, *kd, *ce, *hidden;
+
+  void write(int64_t n, const KD& op, const Terms& terms) const {
+    loss[n] = static_cast<float>(weighted(op, terms));
+    kd[n] = static_cast<float>(terms.kd);
+    ce[n] = static_cast<float>(terms.ce);
+    hidden[n] = static_cast<float>(terms.hidden);
+  }
+};
+
+void reduce(const KD& op, const std::vector<Terms>& terms, const Outputs& outputs) {
+  Terms sums;
+  for (const Terms& row : terms) {
+    sums.kd += row.kd;
+    sums.ce += row.ce;
+    sums.hidden += row.hidden;
+  }
+  outputs.write(0, op,
+                {sums.kd * op.row_weight, sums.ce * op.row_weight, sums.hidden * op.row_weight});
+}
+
+template <class T>
+Strided<T> strided(const std::optional<Tensor>& tensor) {
+  if (!tensor) return {};
+  return {static_cast<const T*>(tensor->data_ptr()), tensor->stride(0),
+          tensor->dim() > 1 ? tensor->stride(1) : 0};
+}
+
+// The matched layers, and the gradients of the student's if they are wanted.
+std::vector<HiddenLayer> hidden_layers(Arguments& arguments, std::vector<Tensor>& grads) {
+  std::vector<HiddenLayer> layers;
+  for (size_t l = 0; l < arguments.student_hidden.size(); ++l) {
+    const Tensor& s = arguments.student_hidden[l] =
+        with_contiguous_rows(arguments.student_hidden[l]);
+    const Tensor& t = arguments.teacher_hidden[l] =
+        with_contiguous_rows(arguments.teacher_hidden[l]);
+    layers.push_back({.student = matrix("student_hidden", s),
+                      .teacher = matrix("teacher_hidden", t),
+                      .grad = {},
+                      .student_position_stride = s.stride(1),
+                      .teacher_position_stride = t.stride(1),
+                      .width = s.size(2),
+                      .teacher_scale = {}});
+    if (!arguments.options.needs_grad_hidden) continue;
+    grads.push_back(new_gradient(s, {s.size(0), s.size(1), s.size(2)}));
+    layers.back().grad = matrix("grad_hidden", grads.back());
+  }
+  return layers;
+}
+
+}  // namespace
+
+Result run(KD op, Arguments arguments, RowsKernel kernel) {
+  check_inputs(arguments);
+  const Options& options = arguments.options;
+  const Tensor student = with_contiguous_rows(arguments.student);
+  std::vector<Tensor> grad_hidden;
+  const std::vector<HiddenLayer> layers = hidden_layers(arguments, grad_hidden);
+  op.num_rows = student.size(0);
+  op.num_columns = options.vocab_size;
+  op.num_grad_columns = student.size(1);
+  op.student = matrix("student", student);
+  op.labels = strided<int64_t>(arguments.labels);
+  op.mask = strided<bool>(arguments.mask);
+  op.ignore_index = options.ignore_index;
+  op.divergence = divergence_of(options.divergence, options.beta);
+  op.alpha = options.alpha;
+  op.beta = options.beta;
+  op.temperature = options.temperature;
+  op.teacher_temperature = options.teacher_temperature;
+  op.logit_scale = options.logit_scale;
+  op.teacher_logit_scale = options.teacher_logit_scale;
+  op.softcap = options.softcap;
+  op.teacher_softcap = options.teacher_softcap;
+  op.kd_scale = options.kd_scale;
+  op.kd_weight = options.kd_weight;
+  op.ce_weight = arguments.labels ? options.ce_weight : 0.0;
+  op.hidden_weight = options.hidden_weight;
+  op.hidden_is_cosine = options.hidden_distance == "cosine";
+  op.layers = layers.data();
+  op.num_layers = static_cast<int64_t>(layers.size());
+  op.num_positions = layers.empty() ? 0 : arguments.student_hidden[0].size(1);
+  op.hidden_mask = strided<bool>(arguments.hidden_mask);
+  const int64_t num_counted = count_rows(op);
+  if (options.reduction == "mean") {
+    const auto& num_tokens = arguments.num_tokens;
+    op.row_weight = 1.0 / (num_tokens ? double(*static_cast<float*>(num_tokens->data_ptr()))
+                                      : double(std::max<int64_t>(num_counted, 1)));
+  }
+  Tensor grad_student = new_empty(student, {0});
+  if (options.needs_grad_student) {
+    grad_student = new_gradient(student, {op.num_rows, op.num_grad_columns});
+    op.grad = matrix("grad_student", grad_student);
+    const int64_t row_bytes = op.num_grad_columns * op.grad.element_size();
+    op.stream_grad = row_bytes >= kStreamedRowBytes && op.num_rows * row_bytes >= kStreamedBytes;
+  }
+
+  const std::vector<Terms> terms = run_rows(op, kernel);
+  const bool is_per_token = options.reduction == "none";
+  Tensor parts[4];
+  for (Tensor& part : parts) {
+    part = is_per_token ? new_empty(student, {op.num_rows}, ScalarType::Float)
+                        : new_empty(student, {}, ScalarType::Float);
+  }
+  const auto data = [&](int i) { return static_cast<float*>(parts[i].data_ptr()); };
+  const Outputs outputs{data(0), data(1), data(2), data(3)};
+  if (is_per_token) {
+    for (int64_t n = 0; n < op.num_rows; ++n) outputs.write(n, op, terms[n]);
+  } else {
+    reduce(op, terms, outputs);
+  }
+  return {parts[0], parts[1], parts[2], parts[3], grad_student, grad_hidden};
+}
+
+}  // namespace mkd

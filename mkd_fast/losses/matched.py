@@ -1,0 +1,152 @@
+"""Matched hidden layers: checked, projected and flattened, for the loss's hidden term."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mkd_fast.checks import losses as checks
+from mkd_fast.losses.targets import Int8Hidden
+
+# N tokens, P positions of hidden states a token, D width
+
+Hidden = Tensor | Sequence[Tensor]
+TeacherHidden = Tensor | Int8Hidden | Sequence[Tensor | Int8Hidden]
+Projection = Tensor | Sequence[Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedLayers:
+    """Hidden states of both sides, layer by layer; possibly of no layer.
+
+    Attributes:
+        student: one ``[N, P, D_l]`` a layer, projected to the teacher's width.
+        teacher: the same shapes; int8 where ``teacher_scale`` is given.
+        teacher_scale: float32 ``[N, P]`` for every layer, or nothing at all.
+        mask: bool ``[N, P]``, the positions that count, or None.
+    """
+
+    student: tuple[Tensor, ...] = ()
+    teacher: tuple[Tensor, ...] = ()
+    teacher_scale: tuple[Tensor, ...] = ()
+    mask: Tensor | None = None
+
+    def teacher_values(self) -> tuple[Tensor, ...]:
+        """The teacher's states as floating-point numbers."""
+        if not self.teacher_scale:
+            return self.teacher
+        pairs = zip(self.teacher, self.teacher_scale, strict=True)
+        return tuple(Int8Hidden(*pair).dequantised() for pair in pairs)
+
+    def cleared(self, counts_N: Tensor) -> "MatchedLayers":
+        """Floating-point states with zeros wherever nothing counts."""
+        is_cleared = ~counts_N[:, None]
+        if self.mask is not None:
+            is_cleared = is_cleared | ~self.mask
+
+        def clear(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(layer.masked_fill(is_cleared[:, :, None], 0.0) for layer in layers)
+
+        return replace(
+            self,
+            student=clear(self.student),
+            teacher=clear(self.teacher_values()),
+            teacher_scale=(),
+        )
+
+
+def flatten(
+    student_hidden: Hidden | None,
+    teacher_hidden: TeacherHidden | None,
+    hidden_mask: Tensor | None,
+    projection: Projection | None,
+    *,
+    leading_shape: torch.Size,
+    device: torch.device,
+) -> MatchedLayers:
+    """Matched layers as ``[N, P, D_l]``: P is 1 where hidden states go token by token."""
+    ours, theirs = _layers(student_hidden), _layers(teacher_hidden)
+    if len(ours) != len(theirs):
+        raise checks.hidden_missing(f"{len(ours)} and {len(theirs)} of them")
+    ours = _projected(ours, projection)
+    students: list[Tensor] = []
+    teachers: list[Tensor] = []
+    scales: list[Tensor] = []
+    for layer, (student, teacher) in enumerate(zip(ours, theirs, strict=True)):
+        values, scale = _parts(layer, teacher)
+        if student.shape != values.shape:
+            raise checks.hidden_shape_mismatch(layer, student.shape, values.shape)
+        for side, name, tensor in ((students, "student", student), (teachers, "teacher", values)):
+            argument = f"{name}_hidden[{layer}]"
+            checks.on_device(argument, tensor, device)
+            side.append(_as_positions(argument, tensor, leading_shape))
+        if students[layer].shape[1] != students[0].shape[1]:
+            raise checks.hidden_shape_mismatch(layer, student.shape, ours[0].shape)
+        if scale is not None:
+            scales.append(scale.float().reshape(students[layer].shape[:2]))
+    if scales and len(scales) != len(teachers):
+        raise checks.hidden_kinds_mixed(len(scales), len(teachers))
+    mask = None
+    if hidden_mask is not None:
+        mask = _flatten_mask(hidden_mask, students, leading_shape, device)
+    return MatchedLayers(tuple(students), tuple(teachers), tuple(scales), mask)
+
+
+def _layers(hidden: Any) -> tuple[Any, ...]:
+    if hidden is None:
+        return ()
+    return (hidden,) if isinstance(hidden, Tensor | Int8Hidden) else tuple(hidden)
+
+
+def _projected(layers: Sequence[Tensor], projection: Projection | None) -> tuple[Tensor, ...]:
+    for layer, states in enumerate(layers):
+        checks.floating_point(f"student_hidden[{layer}]", states)
+    if projection is None:
+        return tuple(layers)
+    matrices = (projection,) if isinstance(projection, Tensor) else tuple(projection)
+    if len(matrices) != len(layers):
+        raise checks.projections_mismatch(len(matrices), len(layers))
+    pairs = zip(layers, matrices, strict=True)
+    return tuple(states if matrix is None else states @ matrix for states, matrix in pairs)
+
+
+def _parts(layer: int, teacher: Any) -> tuple[Tensor, Tensor | None]:
+    """A teacher's states and, where they are int8, their scale."""
+    argument = f"teacher_hidden[{layer}]"
+    if not isinstance(teacher, Int8Hidden):
+        checks.floating_point(argument, teacher)
+        if teacher.requires_grad:
+            raise checks.teacher_requires_grad(argument)
+        return teacher, None
+    if teacher.values.dtype != torch.int8:
+        raise checks.wrong_dtype(f"{argument}.values", "int8", teacher.values.dtype)
+    if teacher.scale.shape != teacher.values.shape[:-1]:
+        wanted = teacher.values.shape[:-1]
+        raise checks.leading_shape_mismatch(f"{argument}.scale", wanted, teacher.scale.shape)
+    return teacher.values, teacher.scale
+
+
+def _as_positions(argument: str, tensor: Tensor, leading_shape: torch.Size) -> Tensor:
+    found = tensor.shape[: len(leading_shape)]
+    if found != leading_shape:
+        raise checks.leading_shape_mismatch(argument, leading_shape, found)
+    if tensor.dim() == len(leading_shape) + 1:
+        tensor = tensor.unsqueeze(-2)
+    return tensor.reshape(leading_shape.numel(), *tensor.shape[len(leading_shape) :])
+
+
+def _flatten_mask(
+    hidden_mask: Tensor, students: Sequence[Tensor], leading_shape: torch.Size, device: torch.device
+) -> Tensor:
+    if hidden_mask.dtype != torch.bool:
+        raise checks.wrong_dtype("hidden_mask", "bool", hidden_mask.dtype)
+    if not students:
+        raise checks.hidden_missing("hidden_mask without hidden states")
+    checks.on_device("hidden_mask", hidden_mask, device)
+    positions = students[0].shape[:2]
+    wanted = torch.Size((*leading_shape, positions[1]))
+    if hidden_mask.shape not in (wanted, wanted[:-1] if positions[1] == 1 else wanted):
+        raise checks.leading_shape_mismatch("hidden_mask", wanted, hidden_mask.shape)
+    return hidden_mask.reshape(positions)
