@@ -1,4 +1,4 @@
-"""What goes into the kernels of ``dense_kd``, bundled and derived from the op's arguments.
+"""What goes into the kernels of the loss ops, bundled and derived from the op's arguments.
 
 Triton takes named tuples of tensors and numbers. A field that is None is a constant to the
 compiler, so what is not asked for costs nothing.
@@ -108,10 +108,9 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The tensors of the op, as its schema defines them."""
+    """The tensors that all loss ops take, as their schema defines them."""
 
     student: Tensor
-    teacher: Tensor
     labels: Tensor | None
     mask: Tensor | None
     num_tokens: Tensor | None
@@ -120,22 +119,40 @@ class Inputs:
     teacher_scale: Sequence[Tensor]
     hidden_mask: Tensor | None
 
+    @classmethod
+    def of(
+        cls,
+        student: Tensor,
+        labels: Tensor | None,
+        mask: Tensor | None,
+        num_tokens: Tensor | None,
+        student_hidden: Sequence[Tensor],
+        teacher_hidden: Sequence[Tensor],
+        teacher_scale: Sequence[Tensor],
+        hidden_mask: Tensor | None,
+    ) -> "Inputs":
+        """As the kernels want them: copied where columns are strided."""
+        return cls(
+            with_contiguous_columns(student),
+            None if labels is None else labels.contiguous(),
+            None if mask is None else mask.contiguous(),
+            num_tokens,
+            [with_contiguous_columns(layer) for layer in student_hidden],
+            [with_contiguous_columns(layer) for layer in teacher_hidden],
+            [scale.contiguous() for scale in teacher_scale],
+            None if hidden_mask is None else hidden_mask.contiguous(),
+        )
+
     @property
     def num_positions(self) -> int:
         """P, or 0 without hidden states."""
         return self.student_hidden[0].shape[1] if self.student_hidden else 0
 
-    def sides(self, options: Options) -> tuple[Side, Side]:
-        """Student and teacher."""
-
-        def side(logits: Tensor, scale: float, temperature: float) -> Side:
-            kept_scale = None if scale == 1.0 else scale
-            return Side(logits, logits.stride(0), kept_scale, _LOG2E / temperature)
-
-        return (
-            side(self.student, options.logit_scale, options.temperature),
-            side(self.teacher, options.teacher_logit_scale, options.teacher_temperature),
-        )
+    @property
+    def hidden_bytes(self) -> int:
+        """Of one hidden state, of the widest layer; that of float32 without hidden states."""
+        layers = (*self.student_hidden, *self.teacher_hidden)
+        return max((layer.element_size() for layer in layers), default=4)
 
     def tokens(self, options: Options, denominator: Tensor | None) -> Tokens:
         """Which tokens count, and their weight; without a denominator "mean" counts all of them."""
@@ -167,6 +184,20 @@ class Inputs:
         )
 
 
+def student_side(logits: Tensor, options: Options) -> Side:
+    """The student's logits and what turns them into exponents."""
+    return _side(logits, options.logit_scale, options.temperature)
+
+
+def teacher_side(logits: Tensor, options: Options) -> Side:
+    """The same of a dense teacher."""
+    return _side(logits, options.teacher_logit_scale, options.teacher_temperature)
+
+
+def _side(logits: Tensor, scale: float, temperature: float) -> Side:
+    return Side(logits, logits.stride(0), None if scale == 1.0 else scale, _LOG2E / temperature)
+
+
 def _row_strides(layer: Tensor) -> tuple[int, int]:
     """Elements from token to token and from position to position."""
     return layer.stride(0), layer.stride(1)
@@ -182,10 +213,14 @@ def row_alignment(*sizes: int) -> int:
     return math.gcd(8, *sizes)
 
 
-def row_layout(inputs: Inputs, vocab_size: int) -> tuple[int, str]:
-    """GROUP and LAYOUT of dense_kd_rows.py: how rows lie to the 16 bytes of a vector load."""
-    sides = (inputs.student, inputs.teacher)
-    num_columns = inputs.student.shape[1]
+def row_layout(sides: Sequence[Tensor], vocab_size: int) -> tuple[int, str]:
+    """GROUP and LAYOUT of row_blocks.py: how rows lie to the 16 bytes of a vector load.
+
+    Args:
+        sides: the student's logits, then any that are read beside them.
+        vocab_size: how many columns are real.
+    """
+    num_columns = sides[0].shape[1]
     group = 16 // min(side.element_size() for side in sides)
     if any(side.data_ptr() % 16 or (side.stride(0) - num_columns) % group for side in sides):
         return group, "scattered"

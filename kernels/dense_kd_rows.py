@@ -7,13 +7,6 @@ direction of the one before, so that it begins with what the L2 cache still hold
 
 Running maxima are kept for each group of GROUP columns rather than for the row: a group lies
 within a thread, so that no sweep waits at a barrier. They are merged when the sweep is over.
-
-A row of a matrix whose width is not a multiple of GROUP begins off the 16 bytes of a vector load.
-With LAYOUT "shifted" the row is read from the multiple of GROUP before it: whole groups are
-loaded, the neighbours' columns in them ignored, and only a row's first and last block are stored
-column by column. A group that holds a column of ours never leaves the 16-byte unit that column
-lies in, so nothing outside the allocation is touched. "whole" needs no shift; "scattered" is for
-sides that are shifted differently, and loads column by column.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -22,67 +15,16 @@ import triton.language as tl
 
 from mkd_fast.kernels.hidden import hidden_error
 from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, contribution, logits_of
+from mkd_fast.kernels.row_blocks import (
+    clear_row,
+    offsets_of,
+    read_block,
+    row_start,
+    write_block,
+)
 from mkd_fast.kernels.tokens import counted, weight_of_token
 
 # N tokens, V vocabulary
-
-
-@triton.jit
-def _row_start(row, stride, shift, GROUP: tl.constexpr, LAYOUT: tl.constexpr):
-    """Where to read a row from, in elements."""
-    if LAYOUT == "scattered":
-        return row * stride
-    else:
-        return tl.multiple_of(row * stride - shift, GROUP)
-
-
-@triton.jit
-def _offsets(start, BLOCK: tl.constexpr, GROUP: tl.constexpr):
-    """Elements of a block counted from the row's start: [BLOCK / GROUP, GROUP]."""
-    group = start + tl.arange(0, BLOCK // GROUP) * GROUP
-    return group[:, None] + tl.arange(0, GROUP)[None, :]
-
-
-@triton.jit
-def _read(
-    side, first, start, shift, V,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr, EVICTION: tl.constexpr,
-):  # fmt: skip
-    """A block of one side's logits, float32, -inf outside the V real columns."""
-    offset = _offsets(start, BLOCK, GROUP)
-    column = offset - shift
-    if LAYOUT == "scattered":
-        is_read = column < V
-    else:  # the same for a whole group, so that it is one load
-        is_read = (start + tl.arange(0, BLOCK // GROUP) * GROUP - shift < V)[:, None]
-    stored = tl.load(
-        side.logits + first + offset, mask=is_read, other=-float("inf"), eviction_policy=EVICTION
-    )
-    logits = logits_of(stored, side.logit_scale)
-    if LAYOUT == "shifted" or side.logit_scale is not None:
-        logits = tl.where(column.to(tl.uint32, bitcast=True) < V, logits, -float("inf"))
-    return logits
-
-
-@triton.jit
-def _write(
-    grad, first, start, shift, num_columns, value,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
-):  # fmt: skip
-    """A block of the gradient; it is not read again here, so others may have its cache lines."""
-    value = value.to(grad.dtype.element_ty)
-    offset = _offsets(start, BLOCK, GROUP)
-    target = grad + first + offset
-    if LAYOUT == "whole":
-        is_written = (start + tl.arange(0, BLOCK // GROUP) * GROUP < num_columns)[:, None]
-        tl.store(target, value, mask=is_written, eviction_policy="evict_first")
-    else:
-        is_written = (offset - shift).to(tl.uint32, bitcast=True) < num_columns
-        is_inner = (LAYOUT == "shifted") & (start >= shift) & (start + BLOCK - shift <= num_columns)
-        if is_inner:
-            tl.store(target, value, eviction_policy="evict_first")
-        else:
-            tl.store(target, value, mask=is_written, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -108,8 +50,8 @@ def _statistics(
     own = total_s
     gap = total_s
     for start in range(0, V + shift, BLOCK):
-        z_s = _read(student, first_s, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
-        z_t = _read(teacher, first_t, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
+        z_s = read_block(student, first_s, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
+        z_t = read_block(teacher, first_t, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
         new_s = tl.maximum(top_s, tl.max(z_s, 1))
         new_t = tl.maximum(top_t, tl.max(z_t, 1))
         decay_s = tl.exp2((top_s - new_s) * student.to_bits)
@@ -172,8 +114,8 @@ def _sweep(
         start = index * BLOCK
         if REVERSED:
             start = (num_blocks - 1 - index) * BLOCK
-        z_s = _read(student, first_s, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
-        z_t = _read(teacher, first_t, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
+        z_s = read_block(student, first_s, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
+        z_t = read_block(teacher, first_t, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
         bits_s = (z_s - top_s) * student.to_bits
         bits_t = (z_t - top_t) * teacher.to_bits
         q = tl.exp2(bits_s) * scale_s
@@ -192,9 +134,9 @@ def _sweep(
                 soft = q
                 if OWN_SUM:
                     soft = tl.exp2((z_s - top_s) * LOG2E) * scale_own
-                is_label = _offsets(start, BLOCK, GROUP) == label + shift
+                is_label = offsets_of(start, BLOCK, GROUP) == label + shift
                 result += (terms.ce_slope * weight) * (soft - is_label.to(tl.float32))
-            _write(grad, first_g, start, shift, num_columns, result, BLOCK, GROUP, LAYOUT)
+            write_block(grad, first_g, start, shift, num_columns, result, BLOCK, GROUP, LAYOUT)
     return tl.sum(values), tl.sum(centres)
 
 
@@ -206,8 +148,8 @@ def _row(
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """A row that counts."""
-    first_s = _row_start(row, student.stride, shift, GROUP, LAYOUT)
-    first_t = _row_start(row, teacher.stride, shift, GROUP, LAYOUT)
+    first_s = row_start(row, student.stride, shift, GROUP, LAYOUT)
+    first_t = row_start(row, teacher.stride, shift, GROUP, LAYOUT)
     GAP: tl.constexpr = DIVERGENCE == "reverse_kl" or DIVERGENCE == "jeffreys"
     statistics = _statistics(
         student, teacher, first_s, first_t, shift, V, OWN_SUM, GAP, BLOCK, GROUP, LAYOUT
@@ -245,21 +187,6 @@ def _row(
 
 
 @triton.jit
-def _cleared_row(
-    grad, kd_values, ce_values, row, shift, first_g, num_columns,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
-):  # fmt: skip
-    """A row that does not count: nothing of it is read."""
-    tl.store(kd_values + row, 0.0)
-    if ce_values is not None:
-        tl.store(ce_values + row, 0.0)
-    if grad is not None:
-        nothing = tl.zeros([BLOCK // GROUP, GROUP], tl.float32)
-        for start in range(0, num_columns + shift, BLOCK):
-            _write(grad, first_g, start, shift, num_columns, nothing, BLOCK, GROUP, LAYOUT)
-
-
-@triton.jit
 def dense_kd_rows(
     student, teacher, tokens, terms, hidden, grad, kd_values, ce_values, V, num_columns,
     DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
@@ -274,14 +201,14 @@ def dense_kd_rows(
         shift = 0
         if LAYOUT == "shifted":
             shift = ((row * num_columns) % GROUP).to(tl.int32)
-        first_g = _row_start(row, num_columns, shift, GROUP, LAYOUT)
+        first_g = row_start(row, num_columns, shift, GROUP, LAYOUT)
         if counted(tokens, row, True):
             _row(
                 student, teacher, tokens, terms, grad, kd_values, ce_values, row, shift, first_g,
                 V, num_columns, DIVERGENCE, KD_GRAD, CE_GRAD, OWN_SUM, BLOCK, GROUP, LAYOUT,
             )  # fmt: skip
         else:
-            _cleared_row(
+            clear_row(
                 grad, kd_values, ce_values, row, shift, first_g, num_columns, BLOCK, GROUP, LAYOUT,
             )  # fmt: skip
     elif len(WIDTHS) > 0:

@@ -232,7 +232,6 @@ class Case:
 
         inputs = Inputs(
             student=tensor(num_tokens, self.num_columns, dtype=self.student),
-            teacher=tensor(num_tokens, self.num_columns, dtype=self.teacher),
             labels=None if self.is_bare else tensor(num_tokens, dtype=torch.int64),
             mask=None if self.is_bare else tensor(num_tokens, dtype=torch.bool),
             num_tokens=None,
@@ -264,8 +263,8 @@ class Case:
             needs_grad_student=self.has_gradient,
             needs_grad_hidden=self.has_gradient,
         )
-        launches: list[Launch] = plan(inputs, options, warp_size)[0]
-        return launches
+        teacher = tensor(num_tokens, self.num_columns, dtype=self.teacher)
+        return plan(inputs, teacher, options, warp_size)[0]
 
 
 _FLOAT32: dict[str, Any] = {
