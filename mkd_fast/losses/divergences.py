@@ -57,27 +57,36 @@ def tvd(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
 
 
 def alpha_beta(log_p_NV: Tensor, log_q_NV: Tensor, alpha: float, beta: float) -> Tensor:
-    """The alpha-beta divergence with its limits (Cichocki et al. 2011, eqs. 17-22)."""
-    is_event = (log_p_NV != -torch.inf) & (log_q_NV != -torch.inf)
-    if alpha <= 0.0 or beta <= 0.0:  # a zero probability raised to such a power is not finite
-        is_event = torch.ones_like(is_event)
-    log_p = torch.where(is_event, log_p_NV, 0.0)
-    log_q = torch.where(is_event, log_q_NV, 0.0)
+    """The alpha-beta divergence with its limits (Cichocki et al. 2011, eqs. 17-22).
+
+    An event that is impossible on both sides contributes nothing, whatever the powers.
+    """
+    is_event = (log_p_NV != -torch.inf) | (log_q_NV != -torch.inf)
+    log_p_NV, log_q_NV = (torch.where(is_event, log_NV, 0.0) for log_NV in (log_p_NV, log_q_NV))
+    terms_NV = _alpha_beta_terms(log_p_NV, log_q_NV, alpha, beta)
+    return torch.where(is_event, terms_NV, 0.0).sum(-1)
+
+
+def _alpha_beta_terms(log_p: Tensor, log_q: Tensor, alpha: float, beta: float) -> Tensor:
     total = alpha + beta
     if alpha == 0.0 and beta == 0.0:
-        return 0.5 * (log_p - log_q).square().sum(-1)
+        return 0.5 * (log_p - log_q).square()
     if total == 0.0:
         log_ratio = alpha * (log_p - log_q)
-        return (log_ratio.expm1() - log_ratio).sum(-1) / alpha**2
+        return (log_ratio.expm1() - log_ratio) / alpha**2
     if beta == 0.0:
         p_a, q_a = (alpha * log_p).exp(), (alpha * log_q).exp()
-        return (p_a * alpha * (log_p - log_q) - p_a + q_a).sum(-1) / alpha**2
+        return (alpha * _weighted(p_a, log_p - log_q) - p_a + q_a) / alpha**2
     if alpha == 0.0:
         p_b, q_b = (beta * log_p).exp(), (beta * log_q).exp()
-        return (q_b * beta * (log_q - log_p) - q_b + p_b).sum(-1) / beta**2
-    cross = torch.where(is_event, (alpha * log_p + beta * log_q).exp(), 0.0)
-    own = alpha / total * (total * log_p_NV).exp() + beta / total * (total * log_q_NV).exp()
-    return (own - cross).sum(-1) / (alpha * beta)
+        return (beta * _weighted(q_b, log_q - log_p) - q_b + p_b) / beta**2
+    own = alpha / total * (total * log_p).exp() + beta / total * (total * log_q).exp()
+    return (own - (alpha * log_p + beta * log_q).exp()) / (alpha * beta)
+
+
+def _weighted(weight: Tensor, log_ratio: Tensor) -> Tensor:
+    """Their product, 0 where the weight is."""
+    return weight * torch.where(weight == 0.0, 0.0, log_ratio)
 
 
 def of_distributions(log_p_NV: Tensor, log_q_NV: Tensor, spec: LossSpec) -> Tensor:

@@ -142,7 +142,15 @@ def test_tvd_has_no_gradient_at_ties():
 
 
 @pytest.mark.parametrize(
-    "name", ["forward_kl", "jsd", "skew_forward_kl", "tvd", "alpha_beta(0.2, 0.7)"]
+    "name",
+    [
+        "forward_kl",
+        "jsd",
+        "skew_forward_kl",
+        "tvd",
+        "alpha_beta(0.2, 0.7)",
+        "alpha_beta(1.0, 0.0)",
+    ],
 )
 def test_a_teacher_column_of_minus_infinity_is_a_zero_probability(name):
     student, teacher = logits(4, 6).requires_grad_(), logits(4, 6, seed=1)
@@ -152,6 +160,22 @@ def test_a_teacher_column_of_minus_infinity_is_a_zero_probability(name):
     torch.testing.assert_close(out.loss, eager(student, finite, spec=SPECS[name]).loss)
     out.loss.backward()
     assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [n for n in SPECS if n != "logit_mse"])
+def test_a_column_that_neither_side_may_take_changes_nothing(name):
+    student, teacher = logits(4, 6).requires_grad_(), logits(4, 6, seed=1)
+    impossible = torch.full((4, 1), -torch.inf, dtype=torch.float64)
+    wider, wider_teacher = (
+        torch.cat([student, impossible], -1),
+        torch.cat([teacher, impossible], -1),
+    )
+    out, wide = (
+        eager(*sides, spec=SPECS[name]) for sides in ((student, teacher), (wider, wider_teacher))
+    )
+    torch.testing.assert_close(wide.loss, out.loss)
+    (gradient,) = torch.autograd.grad(out.loss, student)
+    torch.testing.assert_close(torch.autograd.grad(wide.loss, student)[0], gradient)
 
 
 def test_reverse_kl_is_infinite_where_only_the_teacher_is_zero():
