@@ -25,21 +25,21 @@ def alpha_beta_mismatch(divergence: str, alpha_beta: object) -> ValueError:
     )
 
 
-def spec_and_fields(fields: Iterable[str]) -> TypeError:
+def spec_and_fields(function: str, fields: Iterable[str]) -> TypeError:
     """Both forms of the specification at once."""
     named = ", ".join(sorted(fields))
     return type_error(
-        "kd_loss",
+        function,
         "spec= and its fields are two forms of one thing",
         f"spec= and {named}",
         "Put them into the spec: dataclasses.replace(spec, ...).",
     )
 
 
-def unknown_field(name: str, known: Iterable[str]) -> TypeError:
+def unknown_field(function: str, name: str, known: Iterable[str]) -> TypeError:
     """A keyword that LossSpec has no field for."""
     return type_error(
-        "kd_loss", "keywords must be fields of LossSpec", repr(name), nearest(name, known)
+        function, "keywords must be fields of LossSpec", repr(name), nearest(name, known)
     )
 
 
@@ -53,24 +53,47 @@ def not_logits(function: str, argument: str, fact: str) -> TypeError:
     )
 
 
-def floating_point(argument: str, tensor: object) -> None:
+def floating_point(function: str, argument: str, tensor: object) -> None:
     """Raise TypeError unless it is a floating-point tensor with a last dimension."""
     if not isinstance(tensor, Tensor):
-        raise not_logits("kd_loss", argument, type(tensor).__name__)
+        raise not_logits(function, argument, type(tensor).__name__)
     if not tensor.is_floating_point() or tensor.dim() == 0:
-        raise not_logits("kd_loss", argument, f"{tensor.dtype} {tuple(tensor.shape)}")
+        raise not_logits(function, argument, f"{tensor.dtype} {tuple(tensor.shape)}")
 
 
-def on_device(argument: str, tensor: Tensor, device: device) -> None:
-    """Raise ValueError unless the tensor is on the logits' device."""
+def head(function: str, prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise unless weight ``[V, D]`` and bias ``[V]`` go with hidden states ``[..., D]``."""
+    floating_point(function, f"{prefix}hidden", hidden)
+    floating_point(function, f"{prefix}weight", weight)
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise value_error(
+            function,
+            f"{prefix}weight must be [V, {hidden.shape[-1]}], as wide as {prefix}hidden",
+            str(tuple(weight.shape)),
+            "Pass the weight of the torch.nn.Linear that follows these hidden states.",
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise value_error(
+            function,
+            f"{prefix}bias must be [V], one for each row of {prefix}weight",
+            str(tuple(bias.shape)),
+            "Pass the bias of that same head, or leave it out.",
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            on_device(function, f"{prefix}{name}", tensor, hidden.device)
+
+
+def on_device(function: str, argument: str, tensor: Tensor, device: device) -> None:
+    """Raise ValueError unless the tensor is on the student's device."""
     if tensor.device != device:
-        raise other_device(argument, device, tensor.device)
+        raise other_device(function, argument, device, tensor.device)
 
 
-def unknown_teacher(kind: str) -> TypeError:
+def unknown_teacher(function: str, kind: str) -> TypeError:
     """Not something that a teacher can be."""
     return type_error(
-        "kd_loss",
+        function,
         "teacher must be logits or one of mkd_fast's kinds: SparseTeacher, SampledTeacher, "
         "PackedSampledTeacher, TeacherHead",
         kind,
@@ -78,186 +101,194 @@ def unknown_teacher(kind: str) -> TypeError:
     )
 
 
-def vocabulary_mismatch(student: int, teacher: int) -> ValueError:
+def vocabulary_mismatch(function: str, student: int, teacher: int) -> ValueError:
     """Unequal widths of the two sides, without vocab_size."""
     return value_error(
-        "kd_loss",
+        function,
         f"teacher_logits must have the student's vocabulary, {student} columns",
         str(teacher),
         f"Pass vocab_size={min(student, teacher)} if the rest is padding.",
     )
 
 
-def vocab_size_out_of_range(vocab_size: int, columns: int) -> ValueError:
+def vocab_size_out_of_range(function: str, vocab_size: int, columns: int) -> ValueError:
     """vocab_size names more columns than there are, or none."""
     return value_error(
-        "kd_loss",
+        function,
         f"vocab_size must lie in [1, {columns}], the narrower side's columns",
         str(vocab_size),
         "Leave it out if every column is real.",
     )
 
 
-def leading_shape_mismatch(argument: str, wanted: Sequence[int], got: Sequence[int]) -> ValueError:
-    """A tensor that does not go with the student's logits token by token."""
+def leading_shape_mismatch(
+    function: str, argument: str, wanted: Sequence[int], got: Sequence[int]
+) -> ValueError:
+    """A tensor that does not go with the student token by token."""
     return value_error(
-        "kd_loss",
-        f"{argument} must have the leading shape of student_logits, {tuple(wanted)}",
+        function,
+        f"{argument} must have the student's leading shape, {tuple(wanted)}",
         str(tuple(got)),
         "Reshape it, or index the tokens it belongs to.",
     )
 
 
-def wrong_dtype(argument: str, wanted: str, got: object) -> TypeError:
+def wrong_dtype(function: str, argument: str, wanted: str, got: object) -> TypeError:
     """A tensor of another kind of number."""
-    return type_error("kd_loss", f"{argument} must be {wanted}", str(got), "Convert it first.")
+    return type_error(function, f"{argument} must be {wanted}", str(got), "Convert it first.")
 
 
-def labels_missing(ce_weight: float) -> ValueError:
+def labels_missing(function: str, ce_weight: float) -> ValueError:
     """Cross-entropy was asked for without labels."""
     return value_error(
-        "kd_loss",
+        function,
         "labels must be given when ce_weight is not 0",
         f"ce_weight={ce_weight}",
         "Pass labels, or ce_weight=0.",
     )
 
 
-def divergence_needs_more(teacher: str, divergence: str, possible: str) -> ValueError:
+def divergence_needs_more(
+    function: str, teacher: str, divergence: str, possible: str
+) -> ValueError:
     """The divergence asks for what this kind of teacher has not kept."""
     return value_error(
-        "kd_loss",
+        function,
         f"the divergence of a {teacher} must be {possible}",
         repr(divergence),
         "Choose such a divergence, or pass dense logits or a TeacherHead.",
     )
 
 
-def num_tokens_not_one(shape: Sequence[int]) -> ValueError:
+def num_tokens_not_one(function: str, shape: Sequence[int]) -> ValueError:
     """A denominator for each token."""
     return value_error(
-        "kd_loss",
+        function,
         "num_tokens must be one number",
         f"a tensor of shape {tuple(shape)}",
         "Pass their sum over the step.",
     )
 
 
-def label_out_of_range(label: int, row: int, vocab_size: int, ignore_index: int) -> ValueError:
+def label_out_of_range(
+    function: str, label: int, row: int, vocab_size: int, ignore_index: int
+) -> ValueError:
     """A label that names no column (checked where that costs no device sync)."""
     return value_error(
-        "kd_loss",
+        function,
         f"labels must lie in [0, {vocab_size}) or be ignore_index={ignore_index}",
         f"{label} at token {row}",
         "Set labels of tokens that do not count to ignore_index.",
     )
 
 
-def id_out_of_range(id_: int, row: int, vocab_size: int) -> ValueError:
+def id_out_of_range(function: str, id_: int, row: int, vocab_size: int) -> ValueError:
     """A teacher's id that names no column (checked where that costs no device sync)."""
     return value_error(
-        "kd_loss",
+        function,
         f"the teacher's ids must lie in [0, {vocab_size}), or be -1 where a slot is empty",
         f"{id_} at token {row}",
         "Map them to the student's vocabulary, and set those it lacks to -1.",
     )
 
 
-def entries_not_three_bytes(shape: Sequence[int]) -> ValueError:
+def entries_not_three_bytes(function: str, shape: Sequence[int]) -> ValueError:
     """Packed samples of another layout."""
     return value_error(
-        "kd_loss",
+        function,
         "PackedSampledTeacher.entries must be [..., K, 3], three bytes an entry",
         str(tuple(shape)),
         "Reshape the bytes of a token to [K, 3].",
     )
 
 
-def hidden_kinds_mixed(num_int8: int, num_layers: int) -> ValueError:
+def hidden_kinds_mixed(function: str, layers: str, num_int8: int, num_layers: int) -> ValueError:
     """Some layers in eight bits and some not."""
     return value_error(
-        "kd_loss",
-        "teacher_hidden must be Int8Hidden in every matched layer or in none",
+        function,
+        f"teacher_{layers} must be Int8Hidden in every matched layer or in none",
         f"{num_int8} of {num_layers}",
         "Pass dequantised() of those.",
     )
 
 
-def projections_mismatch(num_projections: int, num_layers: int) -> ValueError:
+def projections_mismatch(function: str, num_projections: int, num_layers: int) -> ValueError:
     """Not one projection a layer."""
     return value_error(
-        "kd_loss",
+        function,
         "hidden_projection must have one matrix [D_s, D_t], or None, for each matched layer",
         f"{num_projections} for {num_layers} layers",
         "Pass None for layers whose widths agree.",
     )
 
 
-def hidden_missing(fact: str) -> ValueError:
+def hidden_missing(function: str, layers: str, fact: str) -> ValueError:
     """One side's hidden states without the other's, or a weight without either."""
     return value_error(
-        "kd_loss",
-        "student_hidden and teacher_hidden go together, one tensor per matched layer",
+        function,
+        f"student_{layers} and teacher_{layers} go together, one tensor per matched layer",
         fact,
         "Pass both, or neither and hidden_weight=0.",
     )
 
 
-def hidden_shape_mismatch(layer: int, student: Sequence[int], teacher: Sequence[int]) -> ValueError:
+def hidden_shape_mismatch(
+    function: str, layers: str, layer: int, student: Sequence[int], teacher: Sequence[int]
+) -> ValueError:
     """A matched pair of layers of different shapes."""
     return value_error(
-        "kd_loss",
-        f"student_hidden[{layer}] must have its teacher's shape, {tuple(teacher)}",
+        function,
+        f"student_{layers}[{layer}] must have its teacher's shape, {tuple(teacher)}",
         str(tuple(student)),
         "Project the student's states first where only the widths differ.",
     )
 
 
-def teacher_requires_grad(argument: str) -> ValueError:
+def teacher_requires_grad(function: str, argument: str) -> ValueError:
     """The teacher never receives a gradient, and a silent detach would hide a mistake."""
     return value_error(
-        "kd_loss",
+        function,
         f"{argument} must not require a gradient",
         "requires_grad=True",
         "Run the teacher under torch.no_grad(), or pass its output detached.",
     )
 
 
-def other_device(argument: str, wanted: object, got: object) -> ValueError:
-    """A tensor on another device than the logits."""
+def other_device(function: str, argument: str, wanted: object, got: object) -> ValueError:
+    """A tensor on another device than the student."""
     return value_error(
-        "kd_loss",
-        f"{argument} must be on the device of student_logits, {wanted}",
+        function,
+        f"{argument} must be on the student's device, {wanted}",
         str(got),
         f"Move it with .to({str(wanted)!r}).",
     )
 
 
-def not_fused(reason: str) -> RuntimeError:
+def not_fused(function: str, reason: str) -> RuntimeError:
     """impl='fused' never falls back."""
     return runtime_error(
-        "kd_loss",
+        function,
         "impl='fused' needs a fused kernel for this input",
         reason,
         "Pass impl=None to take the eager path where there is none.",
     )
 
 
-def double_backward() -> RuntimeError:
+def double_backward(function: str) -> RuntimeError:
     """A second derivative would silently lack this loss."""
     return runtime_error(
-        "kd_loss",
+        function,
         "the fused loss has no second derivative",
         "create_graph=True",
         "Pass impl='eager', which has one.",
     )
 
 
-def second_backward() -> RuntimeError:
+def second_backward(function: str) -> RuntimeError:
     """The fused gradient was handed out already."""
     return runtime_error(
-        "kd_loss",
+        function,
         "the fused loss keeps one gradient, for one backward pass",
         "a second one",
-        "Call kd_loss again, or pass impl='eager' for retain_graph=True.",
+        f"Call {function} again, or pass impl='eager' for retain_graph=True.",
     )

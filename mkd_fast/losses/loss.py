@@ -9,6 +9,7 @@ from mkd_fast.checks import losses as checks
 from mkd_fast.losses import matched, ops, reference, rows
 from mkd_fast.losses.spec import LossOutput, LossSpec
 from mkd_fast.losses.targets import Teacher
+from mkd_fast.losses.tokens import Tokens
 
 Impl = Literal["eager", "fused"]
 
@@ -69,46 +70,53 @@ def kd_loss(
         ValueError, TypeError: arguments that do not go together; the message says which and how.
         RuntimeError: ``impl="fused"`` where there is no such kernel; the message says why.
     """
-    if spec is None:
-        spec = _spec_from_fields(fields)
-    elif fields:
-        raise checks.spec_and_fields(fields)
+    spec = resolved_spec("kd_loss", spec, fields)
+    checks.floating_point("kd_loss", "student_logits", student_logits)
     flat = rows.flatten(
         student_logits,
         teacher,
         labels,
         student_hidden,
         teacher_hidden,
+        tokens=Tokens("kd_loss", student_logits.shape[:-1], student_logits.device),
+        num_columns=student_logits.shape[-1],
         spec=spec,
         mask=mask,
         vocab_size=vocab_size,
         num_tokens=num_tokens,
         hidden_mask=hidden_mask,
         hidden_projection=hidden_projection,
-    )
-    out = ops.fused(flat, spec) if _takes_fused(flat, spec, impl) else reference.kd(flat, spec)
+    ).with_teacher_logits()
+    out = ops.fused(flat, spec) if takes_fused(flat, spec, impl) else reference.kd(flat, spec)
     if spec.reduction != "none":
         return out
     parts = (out.loss, out.kd, out.ce, out.hidden)
-    return LossOutput(*(part.view(flat.leading_shape) for part in parts))
+    return LossOutput(*(part.view(student_logits.shape[:-1]) for part in parts))
 
 
-def _takes_fused(flat: rows.Rows, spec: LossSpec, impl: Impl | None) -> bool:
+def takes_fused(flat: rows.Rows, spec: LossSpec, impl: Impl | None) -> bool:
+    """Whether the fused path is to be taken; raises where it is named and there is none."""
+    function = flat.tokens.function
     if impl == "eager":
         return False
     if impl is not None:
-        checks.one_of("kd_loss", "impl", impl, ("eager", "fused"))
+        checks.one_of(function, "impl", impl, ("eager", "fused"))
     reason = ops.not_fusible(flat, spec)
     if impl == "fused" and reason is not None:
-        raise checks.not_fused(reason)
+        raise checks.not_fused(function, reason)
     return reason is None
 
 
-def _spec_from_fields(fields: dict[str, Any]) -> LossSpec:
+def resolved_spec(function: str, spec: LossSpec | None, fields: dict[str, Any]) -> LossSpec:
+    """The specification, given as itself or as its fields."""
+    if spec is not None:
+        if fields:
+            raise checks.spec_and_fields(function, fields)
+        return spec
     known = [field.name for field in dataclasses.fields(LossSpec)]
     for name in fields:
         if name not in known:
-            raise checks.unknown_field(name, known)
+            raise checks.unknown_field(function, name, known)
     return LossSpec(**fields)
 
 
@@ -117,9 +125,7 @@ class KDLoss(nn.Module):
 
     def __init__(self, spec: LossSpec | None = None, **fields: Any) -> None:
         super().__init__()
-        if spec is not None and fields:
-            raise checks.spec_and_fields(fields)
-        self.spec = spec or _spec_from_fields(fields)
+        self.spec = resolved_spec("KDLoss", spec, fields)
 
     def forward(
         self, student_logits: Tensor, teacher: Teacher, labels: Tensor | None = None, **kwargs: Any

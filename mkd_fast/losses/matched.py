@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mkd_fast.checks import losses as checks
 from mkd_fast.losses.targets import Int8Hidden
+from mkd_fast.losses.tokens import Tokens
 
 # N tokens, P positions of hidden states a token, D width
 
@@ -62,35 +63,39 @@ def flatten(
     teacher_hidden: TeacherHidden | None,
     hidden_mask: Tensor | None,
     projection: Projection | None,
-    *,
-    leading_shape: torch.Size,
-    device: torch.device,
+    tokens: Tokens,
 ) -> MatchedLayers:
     """Matched layers as ``[N, P, D_l]``: P is 1 where hidden states go token by token."""
     ours, theirs = _layers(student_hidden), _layers(teacher_hidden)
     if len(ours) != len(theirs):
-        raise checks.hidden_missing(f"{len(ours)} and {len(theirs)} of them")
-    ours = _projected(ours, projection)
+        raise checks.hidden_missing(
+            tokens.function, tokens.layers, f"{len(ours)} and {len(theirs)} of them"
+        )
+    ours = _projected(ours, projection, tokens)
     students: list[Tensor] = []
     teachers: list[Tensor] = []
     scales: list[Tensor] = []
     for layer, (student, teacher) in enumerate(zip(ours, theirs, strict=True)):
-        values, scale = _parts(layer, teacher)
+        values, scale = _parts(layer, teacher, tokens)
         if student.shape != values.shape:
-            raise checks.hidden_shape_mismatch(layer, student.shape, values.shape)
+            raise checks.hidden_shape_mismatch(
+                tokens.function, tokens.layers, layer, student.shape, values.shape
+            )
         for side, name, tensor in ((students, "student", student), (teachers, "teacher", values)):
-            argument = f"{name}_hidden[{layer}]"
-            checks.on_device(argument, tensor, device)
-            side.append(_as_positions(argument, tensor, leading_shape))
+            argument = f"{name}_{tokens.layers}[{layer}]"
+            checks.on_device(tokens.function, argument, tensor, tokens.device)
+            side.append(_as_positions(argument, tensor, tokens))
         if students[layer].shape[1] != students[0].shape[1]:
-            raise checks.hidden_shape_mismatch(layer, student.shape, ours[0].shape)
+            raise checks.hidden_shape_mismatch(
+                tokens.function, tokens.layers, layer, student.shape, ours[0].shape
+            )
         if scale is not None:
             scales.append(scale.float().reshape(students[layer].shape[:2]))
     if scales and len(scales) != len(teachers):
-        raise checks.hidden_kinds_mixed(len(scales), len(teachers))
+        raise checks.hidden_kinds_mixed(tokens.function, tokens.layers, len(scales), len(teachers))
     mask = None
     if hidden_mask is not None:
-        mask = _flatten_mask(hidden_mask, students, leading_shape, device)
+        mask = _flatten_mask(hidden_mask, students, tokens)
     return MatchedLayers(tuple(students), tuple(teachers), tuple(scales), mask)
 
 
@@ -100,53 +105,57 @@ def _layers(hidden: Any) -> tuple[Any, ...]:
     return (hidden,) if isinstance(hidden, Tensor | Int8Hidden) else tuple(hidden)
 
 
-def _projected(layers: Sequence[Tensor], projection: Projection | None) -> tuple[Tensor, ...]:
+def _projected(
+    layers: Sequence[Tensor], projection: Projection | None, tokens: Tokens
+) -> tuple[Tensor, ...]:
     for layer, states in enumerate(layers):
-        checks.floating_point(f"student_hidden[{layer}]", states)
+        checks.floating_point(tokens.function, f"student_{tokens.layers}[{layer}]", states)
     if projection is None:
         return tuple(layers)
     matrices = (projection,) if isinstance(projection, Tensor) else tuple(projection)
     if len(matrices) != len(layers):
-        raise checks.projections_mismatch(len(matrices), len(layers))
+        raise checks.projections_mismatch(tokens.function, len(matrices), len(layers))
     pairs = zip(layers, matrices, strict=True)
     return tuple(states if matrix is None else states @ matrix for states, matrix in pairs)
 
 
-def _parts(layer: int, teacher: Any) -> tuple[Tensor, Tensor | None]:
+def _parts(layer: int, teacher: Any, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
     """A teacher's states and, where they are int8, their scale."""
-    argument = f"teacher_hidden[{layer}]"
+    function, argument = tokens.function, f"teacher_{tokens.layers}[{layer}]"
     if not isinstance(teacher, Int8Hidden):
-        checks.floating_point(argument, teacher)
+        checks.floating_point(function, argument, teacher)
         if teacher.requires_grad:
-            raise checks.teacher_requires_grad(argument)
+            raise checks.teacher_requires_grad(function, argument)
         return teacher, None
     if teacher.values.dtype != torch.int8:
-        raise checks.wrong_dtype(f"{argument}.values", "int8", teacher.values.dtype)
+        raise checks.wrong_dtype(function, f"{argument}.values", "int8", teacher.values.dtype)
     if teacher.scale.shape != teacher.values.shape[:-1]:
         wanted = teacher.values.shape[:-1]
-        raise checks.leading_shape_mismatch(f"{argument}.scale", wanted, teacher.scale.shape)
+        raise checks.leading_shape_mismatch(
+            function, f"{argument}.scale", wanted, teacher.scale.shape
+        )
     return teacher.values, teacher.scale
 
 
-def _as_positions(argument: str, tensor: Tensor, leading_shape: torch.Size) -> Tensor:
+def _as_positions(argument: str, tensor: Tensor, tokens: Tokens) -> Tensor:
+    leading_shape = tokens.leading_shape
     found = tensor.shape[: len(leading_shape)]
     if found != leading_shape:
-        raise checks.leading_shape_mismatch(argument, leading_shape, found)
+        raise checks.leading_shape_mismatch(tokens.function, argument, leading_shape, found)
     if tensor.dim() == len(leading_shape) + 1:
         tensor = tensor.unsqueeze(-2)
     return tensor.reshape(leading_shape.numel(), *tensor.shape[len(leading_shape) :])
 
 
-def _flatten_mask(
-    hidden_mask: Tensor, students: Sequence[Tensor], leading_shape: torch.Size, device: torch.device
-) -> Tensor:
+def _flatten_mask(hidden_mask: Tensor, students: Sequence[Tensor], tokens: Tokens) -> Tensor:
+    function = tokens.function
     if hidden_mask.dtype != torch.bool:
-        raise checks.wrong_dtype("hidden_mask", "bool", hidden_mask.dtype)
+        raise checks.wrong_dtype(function, "hidden_mask", "bool", hidden_mask.dtype)
     if not students:
-        raise checks.hidden_missing("hidden_mask without hidden states")
-    checks.on_device("hidden_mask", hidden_mask, device)
+        raise checks.hidden_missing(function, tokens.layers, "hidden_mask without hidden states")
+    checks.on_device(function, "hidden_mask", hidden_mask, tokens.device)
     positions = students[0].shape[:2]
-    wanted = torch.Size((*leading_shape, positions[1]))
+    wanted = torch.Size((*tokens.leading_shape, positions[1]))
     if hidden_mask.shape not in (wanted, wanted[:-1] if positions[1] == 1 else wanted):
-        raise checks.leading_shape_mismatch("hidden_mask", wanted, hidden_mask.shape)
+        raise checks.leading_shape_mismatch(function, "hidden_mask", wanted, hidden_mask.shape)
     return hidden_mask.reshape(positions)

@@ -6,6 +6,7 @@ forward pass; backward hands the gradient out, scaled in place by the incoming o
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import util
 from typing import Any
 
@@ -15,7 +16,12 @@ from torch import Tensor
 from mkd_fast.checks import losses as checks
 from mkd_fast.losses.rows import Rows, RowTeacher
 from mkd_fast.losses.spec import LossOutput, LossSpec
-from mkd_fast.losses.targets import SampledTeacher, SparseTeacher
+from mkd_fast.losses.targets import (
+    PackedSampledTeacher,
+    SampledTeacher,
+    SparseTeacher,
+    TeacherHead,
+)
 
 # N tokens, V vocabulary, P positions of hidden states a token, D width
 
@@ -183,7 +189,7 @@ def not_fusible(rows: Rows, spec: LossSpec) -> str | None:
     """None where a fused op computes exactly this loss, else what stands in the way."""
     device_type = rows.student.device.type
     missing = _NOT_YET.get(device_type, set())
-    if "sparse" in missing and not isinstance(rows.teacher, Tensor):
+    if "sparse" in missing and not isinstance(rows.teacher, Tensor | TeacherHead):
         return f"a {type(rows.teacher).__name__} has no fused kernel yet"
     if "divergence" in missing and spec.divergence not in (
         "forward_kl",
@@ -213,6 +219,8 @@ def _floating_point(rows: Rows) -> Iterator[Tensor]:
         yield teacher.logits
     elif isinstance(teacher, SampledTeacher):
         yield teacher.weights
+    elif isinstance(teacher, TeacherHead):
+        yield teacher.hidden
     elif isinstance(teacher, Tensor):
         yield teacher
     yield from rows.hidden.student
@@ -233,6 +241,7 @@ def _teacher_arguments(
         return sparse_kd, tensors, options | {"tail": teacher.tail}
     if isinstance(teacher, SampledTeacher):
         return sparse_kd, (teacher.ids, teacher.weights, None), options | {"tail": "sampled"}
+    assert isinstance(teacher, PackedSampledTeacher), "a TeacherHead has become logits"
     options = {"id_bits": teacher.id_bits, "num_draws": teacher.num_draws, "tail": "packed"}
     return sparse_kd, (teacher.entries, None, None), options
 
@@ -260,6 +269,27 @@ def spec_options(spec: LossSpec) -> dict[str, Any]:
     }
 
 
+def run(rows: Rows, spec: LossSpec, *, needs_grad_student: bool, needs_grad_hidden: bool) -> Any:
+    """Call the op for these rows: (loss, kd, ce, hidden, grad_student, grad_hidden)."""
+    op, teacher, teacher_options = _teacher_arguments(rows.teacher)
+    return op(
+        rows.student,
+        *teacher,
+        rows.labels,
+        rows.mask,
+        rows.num_tokens,
+        list(rows.hidden.student),
+        list(rows.hidden.teacher),
+        list(rows.hidden.teacher_scale),
+        rows.hidden.mask,
+        **teacher_options,
+        **spec_options(spec),
+        vocab_size=rows.vocab_size,
+        needs_grad_student=needs_grad_student,
+        needs_grad_hidden=needs_grad_hidden,
+    )
+
+
 class _FusedKD(torch.autograd.Function):
     """Autograd of the loss ops: forward computes the gradients, backward scales them."""
 
@@ -267,35 +297,26 @@ class _FusedKD(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Rows, spec: LossSpec, student: Tensor, *student_hidden: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        op, teacher, teacher_options = _teacher_arguments(rows.teacher)
-        loss, kd, ce, hidden, grad_student, grad_hidden = op(
-            student,
-            *teacher,
-            rows.labels,
-            rows.mask,
-            rows.num_tokens,
-            list(student_hidden),
-            list(rows.hidden.teacher),
-            list(rows.hidden.teacher_scale),
-            rows.hidden.mask,
-            **teacher_options,
-            **spec_options(spec),
-            vocab_size=rows.vocab_size,
+        hidden = replace(rows.hidden, student=student_hidden)
+        loss, kd, ce, hidden_error, grad_student, grad_hidden = run(
+            replace(rows, student=student, hidden=hidden),
+            spec,
             needs_grad_student=ctx.needs_input_grad[2],
             needs_grad_hidden=any(ctx.needs_input_grad[3:]),
         )
         ctx.save_for_backward(grad_student, *grad_hidden)
-        ctx.mark_non_differentiable(kd, ce, hidden)
+        ctx.mark_non_differentiable(kd, ce, hidden_error)
         ctx.is_spent = False
-        return loss, kd, ce, hidden
+        ctx.function = rows.tokens.function
+        return loss, kd, ce, hidden_error
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():  # create_graph=True
-                raise checks.double_backward()
+                raise checks.double_backward(ctx.function)
             if ctx.is_spent:
-                raise checks.second_backward()
+                raise checks.second_backward(ctx.function)
             ctx.is_spent = True
         grads: list[Tensor | None] = [None, None]
         for needed, grad in zip(ctx.needs_input_grad[2:], ctx.saved_tensors, strict=False):

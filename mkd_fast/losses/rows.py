@@ -1,9 +1,11 @@
 """The arguments of ``kd_loss``, checked once and flattened to rows: what every path works on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mkd_fast.checks import losses as checks
 from mkd_fast.losses import matched
@@ -16,10 +18,11 @@ from mkd_fast.losses.targets import (
     Teacher,
     TeacherHead,
 )
+from mkd_fast.losses.tokens import Tokens
 
 # N tokens, V vocabulary, K kept ids
 
-RowTeacher = Tensor | SparseTeacher | SampledTeacher | PackedSampledTeacher
+RowTeacher = Tensor | SparseTeacher | SampledTeacher | PackedSampledTeacher | TeacherHead
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +30,15 @@ class Rows:
     """One row a token.
 
     Attributes:
-        student: logits ``[N, V_s]``.
-        teacher: logits ``[N, V_t]``, or a sparse or sampled teacher of ``[N, K]``.
+        student: logits ``[N, V_s]``, or the hidden states ``[N, D]`` that a head makes them of.
+        teacher: logits ``[N, V_t]``, or one of the other kinds with ``[N, ...]`` tensors.
         vocab_size: how many columns are real, <= V_s and V_t.
         labels: int64 ``[N]`` or None.
         mask: bool ``[N]`` or None.
         num_tokens: float32 ``[]``, the denominator of "mean", or None for the tokens that count.
         hidden: the matched layers, possibly none.
         ignore_index: the label of a token that does not count.
-        leading_shape: the shape that was flattened to N.
+        tokens: the leading shape that was flattened to N.
     """
 
     student: Tensor
@@ -46,7 +49,7 @@ class Rows:
     num_tokens: Tensor | None
     hidden: matched.MatchedLayers
     ignore_index: int
-    leading_shape: torch.Size
+    tokens: Tokens
 
     def counts(self) -> Tensor:
         """Which tokens count: bool ``[N]``."""
@@ -62,29 +65,57 @@ class Rows:
     def cleared(self, counts_N: Tensor) -> "Rows":
         """The same with zeros in tokens that do not count, whose NaN would reach the gradient."""
 
-        def clear(tensor: Tensor, value: float = 0.0) -> Tensor:
-            return tensor.masked_fill(~counts_N.view(-1, *[1] * (tensor.dim() - 1)), value)
+        def clear(tensor: Tensor) -> Tensor:
+            is_cleared = ~counts_N.view(-1, *[1] * (tensor.dim() - 1))
+            return tensor.masked_fill(is_cleared, 0.0 if tensor.is_floating_point() else -1)
 
         teacher = self.teacher
         if isinstance(teacher, PackedSampledTeacher):
             teacher = teacher.unpacked()
-        if isinstance(teacher, SparseTeacher):
-            teacher = replace(
-                teacher,
-                ids=clear(teacher.ids, -1),
-                logits=clear(teacher.logits),
-                log_z=clear(teacher.log_z),
-            )
-        elif isinstance(teacher, SampledTeacher):
-            teacher = SampledTeacher(clear(teacher.ids, -1), clear(teacher.weights))
-        else:
-            teacher = clear(teacher)
         return replace(
             self,
             student=clear(self.student),
-            teacher=teacher,
+            teacher=_changed(teacher, clear),
             hidden=self.hidden.cleared(counts_N),
         )
+
+    def part(self, begin: int, end: int) -> "Rows":
+        """Some of the rows, without their matched layers."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[begin:end]
+
+        return replace(
+            self,
+            student=cut(self.student),
+            teacher=_changed(self.teacher, cut),
+            labels=None if self.labels is None else cut(self.labels),
+            mask=None if self.mask is None else cut(self.mask),
+            hidden=matched.MatchedLayers(),
+        )
+
+    def with_teacher_logits(self) -> "Rows":
+        """The same with the logits that a TeacherHead makes, of real columns only, in its place."""
+        if not isinstance(self.teacher, TeacherHead):
+            return self
+        hidden, weight, bias = self.teacher.hidden, self.teacher.weight, self.teacher.bias
+        weight = weight[: self.vocab_size]
+        bias = None if bias is None else bias[: self.vocab_size]
+        return replace(self, teacher=functional.linear(hidden, weight, bias))
+
+
+def _changed(teacher: RowTeacher, change: Callable[[Tensor], Tensor]) -> RowTeacher:
+    """The same kind of teacher with every tensor that has a row a token changed."""
+    if isinstance(teacher, Tensor):
+        return change(teacher)
+    if isinstance(teacher, SparseTeacher):
+        ids, logits, log_z = map(change, (teacher.ids, teacher.logits, teacher.log_z))
+        return replace(teacher, ids=ids, logits=logits, log_z=log_z)
+    if isinstance(teacher, SampledTeacher):
+        return SampledTeacher(change(teacher.ids), change(teacher.weights))
+    if isinstance(teacher, PackedSampledTeacher):
+        return replace(teacher, entries=change(teacher.entries))
+    return replace(teacher, hidden=change(teacher.hidden))
 
 
 def flatten(
@@ -94,6 +125,8 @@ def flatten(
     student_hidden: matched.Hidden | None,
     teacher_hidden: matched.TeacherHidden | None,
     *,
+    tokens: Tokens,
+    num_columns: int,
     spec: LossSpec,
     mask: Tensor | None,
     vocab_size: int | None,
@@ -101,150 +134,134 @@ def flatten(
     hidden_mask: Tensor | None,
     hidden_projection: matched.Projection | None,
 ) -> Rows:
-    """Check the arguments of ``kd_loss`` and flatten their leading dimensions."""
-    checks.floating_point("student_logits", student)
-    leading_shape = student.shape[:-1]
+    """Check the arguments of a loss and flatten their leading dimensions.
+
+    ``student`` is its logits or what a head makes them of; of logits there are ``num_columns``.
+    """
+    function = tokens.function
     if spec.ce_weight and labels is None:
-        raise checks.labels_missing(spec.ce_weight)
+        raise checks.labels_missing(function, spec.ce_weight)
     if labels is not None:
-        _check_integer("labels", labels)
-        labels = _flat("labels", labels, student, trailing=0).long()
+        _check_integer(function, "labels", labels)
+        labels = tokens.flat("labels", labels, trailing=0).long()
     if mask is not None:
         if mask.dtype != torch.bool:
-            raise checks.wrong_dtype("mask", "bool", mask.dtype)
-        mask = _flat("mask", mask, student, trailing=0)
-    _check_divergence(teacher, spec)
-    rows_teacher, teacher_columns = _flatten_teacher(teacher, student)
-    hidden = matched.flatten(
-        student_hidden,
-        teacher_hidden,
-        hidden_mask,
-        hidden_projection,
-        leading_shape=leading_shape,
-        device=student.device,
-    )
+            raise checks.wrong_dtype(function, "mask", "bool", mask.dtype)
+        mask = tokens.flat("mask", mask, trailing=0)
+    _check_divergence(function, teacher, spec)
+    row_teacher, teacher_columns = _flatten_teacher(teacher, tokens, num_columns)
+    hidden = matched.flatten(student_hidden, teacher_hidden, hidden_mask, hidden_projection, tokens)
     if spec.hidden_weight and not hidden.student:
-        raise checks.hidden_missing("0 of them")
+        raise checks.hidden_missing(function, tokens.layers, "0 of them")
     rows = Rows(
-        student=_flat("student_logits", student, student, trailing=1),
-        teacher=rows_teacher,
-        vocab_size=_real_columns(student.shape[-1], teacher_columns, vocab_size),
+        student=tokens.flat("student", student, trailing=1),
+        teacher=row_teacher,
+        vocab_size=_real_columns(function, num_columns, teacher_columns, vocab_size),
         labels=labels,
         mask=mask,
-        num_tokens=_denominator(num_tokens, student),
+        num_tokens=_denominator(num_tokens, tokens),
         hidden=hidden,
         ignore_index=spec.ignore_index,
-        leading_shape=leading_shape,
+        tokens=tokens,
     )
     _check_ids(rows)
     return rows
 
 
-def _check_divergence(teacher: Teacher, spec: LossSpec) -> None:
+def _check_divergence(function: str, teacher: Teacher, spec: LossSpec) -> None:
     """A sample knows the forward KL's gradient only, and a sparse teacher has not every logit."""
     is_sampled = isinstance(teacher, SampledTeacher | PackedSampledTeacher)
     if is_sampled and spec.divergence != "forward_kl":
         kind = type(teacher).__name__
-        raise checks.divergence_needs_more(kind, spec.divergence, "'forward_kl'")
+        raise checks.divergence_needs_more(function, kind, spec.divergence, "'forward_kl'")
     if isinstance(teacher, SparseTeacher) and spec.divergence == "logit_mse":
-        raise checks.divergence_needs_more("SparseTeacher", spec.divergence, "one of distributions")
+        raise checks.divergence_needs_more(
+            function, "SparseTeacher", spec.divergence, "one of distributions"
+        )
 
 
 def _check_ids(rows: Rows) -> None:
     """Labels and teacher's ids that count name columns, where looking waits for no device."""
     if rows.student.device.type != "cpu" or torch.compiler.is_compiling():
         return
+    function = rows.tokens.function
     if rows.labels is not None:
         labels = rows.labels
         is_wrong = rows.counts() & ((labels < 0) | (labels >= rows.vocab_size))
         if is_wrong.any():
             row = int(is_wrong.nonzero()[0])
             raise checks.label_out_of_range(
-                int(labels[row]), row, rows.vocab_size, rows.ignore_index
+                function, int(labels[row]), row, rows.vocab_size, rows.ignore_index
             )
     if isinstance(rows.teacher, SparseTeacher | SampledTeacher):
         is_wrong = rows.counts()[:, None] & (rows.teacher.ids >= rows.vocab_size)
         if is_wrong.any():
             row, slot = map(int, is_wrong.nonzero()[0])
-            raise checks.id_out_of_range(int(rows.teacher.ids[row, slot]), row, rows.vocab_size)
+            raise checks.id_out_of_range(
+                function, int(rows.teacher.ids[row, slot]), row, rows.vocab_size
+            )
 
 
-def _check_integer(argument: str, tensor: Tensor) -> None:
+def _check_integer(function: str, argument: str, tensor: Tensor) -> None:
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise checks.wrong_dtype(argument, "integer", tensor.dtype)
+        raise checks.wrong_dtype(function, argument, "integer", tensor.dtype)
 
 
-def _flat(argument: str, tensor: Tensor, student: Tensor, *, trailing: int) -> Tensor:
-    """Leading dimensions, which must be the student's, flattened to one."""
-    leading = tensor.shape[: tensor.dim() - trailing]
-    if leading != student.shape[:-1]:
-        raise checks.leading_shape_mismatch(argument, student.shape[:-1], leading)
-    checks.on_device(argument, tensor, student.device)
-    return tensor.reshape(student.shape[:-1].numel(), *tensor.shape[tensor.dim() - trailing :])
-
-
-def _flat_teacher(argument: str, tensor: Tensor, student: Tensor, *, trailing: int) -> Tensor:
-    if tensor.requires_grad:
-        raise checks.teacher_requires_grad(argument)
-    return _flat(argument, tensor, student, trailing=trailing)
-
-
-def _flatten_teacher(teacher: Teacher, student: Tensor) -> tuple[RowTeacher, int]:
+def _flatten_teacher(teacher: Teacher, tokens: Tokens, num_columns: int) -> tuple[RowTeacher, int]:
     """The teacher as rows, and how many columns it has (the student's where it does not say)."""
+    function, flat = tokens.function, tokens.flat_target
     if isinstance(teacher, TeacherHead):
-        checks.floating_point("TeacherHead.hidden", teacher.hidden)
-        parts = {"hidden": teacher.hidden, "weight": teacher.weight, "bias": teacher.bias}
-        for name, tensor in parts.items():
+        checks.head(function, "TeacherHead.", teacher.hidden, teacher.weight, teacher.bias)
+        for name, tensor in (("weight", teacher.weight), ("bias", teacher.bias)):
             if tensor is not None and tensor.requires_grad:
-                raise checks.teacher_requires_grad(f"TeacherHead.{name}")
-        hidden = _flat("TeacherHead.hidden", teacher.hidden, student, trailing=1)
-        logits = torch.nn.functional.linear(hidden, teacher.weight, teacher.bias)
-        return logits, logits.shape[-1]
+                raise checks.teacher_requires_grad(function, f"TeacherHead.{name}")
+        hidden = flat("TeacherHead.hidden", teacher.hidden, trailing=1)
+        return replace(teacher, hidden=hidden), len(teacher.weight)
     if isinstance(teacher, SparseTeacher):
         checks.one_of("SparseTeacher", "tail", teacher.tail, TAILS)
-        _check_integer("SparseTeacher.ids", teacher.ids)
+        _check_integer(function, "SparseTeacher.ids", teacher.ids)
         return SparseTeacher(
-            _flat_teacher("SparseTeacher.ids", teacher.ids, student, trailing=1),
-            _flat_teacher("SparseTeacher.logits", teacher.logits, student, trailing=1),
-            _flat_teacher("SparseTeacher.log_z", teacher.log_z, student, trailing=0),
+            flat("SparseTeacher.ids", teacher.ids, trailing=1),
+            flat("SparseTeacher.logits", teacher.logits, trailing=1),
+            flat("SparseTeacher.log_z", teacher.log_z, trailing=0),
             teacher.tail,
-        ), student.shape[-1]
+        ), num_columns
     if isinstance(teacher, SampledTeacher):
-        _check_integer("SampledTeacher.ids", teacher.ids)
+        _check_integer(function, "SampledTeacher.ids", teacher.ids)
         return SampledTeacher(
-            _flat_teacher("SampledTeacher.ids", teacher.ids, student, trailing=1),
-            _flat_teacher("SampledTeacher.weights", teacher.weights, student, trailing=1),
-        ), student.shape[-1]
+            flat("SampledTeacher.ids", teacher.ids, trailing=1),
+            flat("SampledTeacher.weights", teacher.weights, trailing=1),
+        ), num_columns
     if isinstance(teacher, PackedSampledTeacher):
-        if teacher.entries.dtype != torch.uint8:
-            raise checks.wrong_dtype("PackedSampledTeacher.entries", "uint8", teacher.entries.dtype)
-        if teacher.entries.dim() < 2 or teacher.entries.shape[-1] != 3:
-            raise checks.entries_not_three_bytes(teacher.entries.shape)
-        entries = _flat("PackedSampledTeacher.entries", teacher.entries, student, trailing=2)
-        return replace(teacher, entries=entries), student.shape[-1]
+        argument, entries = "PackedSampledTeacher.entries", teacher.entries
+        if entries.dtype != torch.uint8:
+            raise checks.wrong_dtype(function, argument, "uint8", entries.dtype)
+        if entries.dim() < 2 or entries.shape[-1] != 3:
+            raise checks.entries_not_three_bytes(function, entries.shape)
+        return replace(teacher, entries=flat(argument, entries, trailing=2)), num_columns
     if not isinstance(teacher, Tensor):
-        raise checks.unknown_teacher(type(teacher).__name__)
-    checks.floating_point("teacher", teacher)
-    return _flat_teacher("teacher", teacher, student, trailing=1), teacher.shape[-1]
+        raise checks.unknown_teacher(function, type(teacher).__name__)
+    checks.floating_point(function, "teacher", teacher)
+    return flat("teacher", teacher, trailing=1), teacher.shape[-1]
 
 
-def _real_columns(student: int, teacher: int, vocab_size: int | None) -> int:
+def _real_columns(function: str, student: int, teacher: int, vocab_size: int | None) -> int:
     if vocab_size is None:
         if student != teacher:
-            raise checks.vocabulary_mismatch(student, teacher)
+            raise checks.vocabulary_mismatch(function, student, teacher)
         return student
     if not 1 <= vocab_size <= min(student, teacher):
-        raise checks.vocab_size_out_of_range(vocab_size, min(student, teacher))
+        raise checks.vocab_size_out_of_range(function, vocab_size, min(student, teacher))
     return vocab_size
 
 
-def _denominator(num_tokens: Tensor | float | None, student: Tensor) -> Tensor | None:
+def _denominator(num_tokens: Tensor | float | None, tokens: Tokens) -> Tensor | None:
     """float32 ``[]`` on the student's device, without waiting for it."""
     if num_tokens is None:
         return None
     if not isinstance(num_tokens, Tensor):
-        return torch.full((), num_tokens, dtype=torch.float32, device=student.device)
+        return torch.full((), num_tokens, dtype=torch.float32, device=tokens.device)
     if num_tokens.numel() != 1:
-        raise checks.num_tokens_not_one(num_tokens.shape)
-    checks.on_device("num_tokens", num_tokens, student.device)
+        raise checks.num_tokens_not_one(tokens.function, num_tokens.shape)
+    checks.on_device(tokens.function, "num_tokens", num_tokens, tokens.device)
     return num_tokens.detach().float().reshape(())

@@ -140,10 +140,15 @@ BAD_INPUT = {
         {},
     ),
     "vocab_size": (ValueError, "vocab_size must lie in [1, 7]", (S, T), {"vocab_size": 8}),
-    "teacher shape": (ValueError, "teacher must have the leading shape", (S, logits(6, 7)), {}),
+    "teacher shape": (
+        ValueError,
+        "teacher must have the student's leading shape",
+        (S, logits(6, 7)),
+        {},
+    ),
     "labels shape": (
         ValueError,
-        "labels must have the leading shape of student_logits, (2, 3)",
+        "labels must have the student's leading shape, (2, 3)",
         (S, T, torch.zeros(6, dtype=torch.int64)),
         {},
     ),
