@@ -13,6 +13,27 @@ constexpr int kBlock = 1024;
 // hardware's own prefetching stops at pages (2 to 8 KB measured alike).
 constexpr int kFetchAheadBytes = 4096;
 
+// What becomes of a stored logit z before any temperature: z' = cap * tanh(scale * z / cap), where
+// cap 0 is none. -inf, a probability of zero, stays -inf.
+struct Transform {
+  float scale = 1.0f;
+  float softcap = 0.0f;
+
+  Vec capped(Vec scaled) const {
+    const Vec cap = all(softcap);
+    return where(above_nothing(scaled), cap * tanh(scaled / cap), scaled);
+  }
+
+  // dz'/d(scale z) = 1 - (z'/cap)^2, without its cancellation; 0 where z' is -inf.
+  Vec slope(Vec z) const {
+    const Vec cap = all(softcap);
+    return where(above_nothing(z), ((cap - z) / cap) * ((cap + z) / cap));
+  }
+
+ private:
+  static Mask above_nothing(Vec z) { return not_below(z, all(-3.0e38f)); }  // and NaN is
+};
+
 // block[i] = scale * row[begin + i], padded to whole registers with `padding`; the largest of it.
 template <class T>
 inline float load_block_of(const T* from, int size, float scale, float padding, float* block) {
@@ -33,8 +54,8 @@ inline float load_block_of(const T* from, int size, float scale, float padding, 
   return largest(most);
 }
 
-inline float load_block(DType dtype, const void* row, int64_t begin, int size, float scale,
-                        float padding, float* block) {
+inline float load_scaled(DType dtype, const void* row, int64_t begin, int size, float scale,
+                         float padding, float* block) {
   switch (dtype) {
     case DType::kBFloat16:
       return load_block_of(static_cast<const BFloat16*>(row) + begin, size, scale, padding, block);
@@ -43,6 +64,15 @@ inline float load_block(DType dtype, const void* row, int64_t begin, int size, f
     default:
       return load_block_of(static_cast<const float*>(row) + begin, size, scale, padding, block);
   }
+}
+
+// The same, transformed; `padding` too.
+inline float load_block(DType dtype, const void* row, int64_t begin, int size,
+                        const Transform& transform, float padding, float* block) {
+  const float most = load_scaled(dtype, row, begin, size, transform.scale, padding, block);
+  if (transform.softcap == 0.0f) return most;
+  for (int i = 0; i < size; i += Vec::kLanes) store(block + i, transform.capped(load(block + i)));
+  return largest(transform.capped(all(most)));  // a cap keeps the order
 }
 
 template <class T>

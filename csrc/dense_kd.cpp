@@ -36,7 +36,7 @@
 //
 // Saved for backward: the gradients, complete but for the incoming factor (scale.cpp).
 //
-// Not supported: softcap, float64, the other divergences, double backward (all eager), and
+// Not supported: float64, the other divergences, double backward (all eager), and
 // splitting a row between threads, so fewer rows than threads leave some idle.
 #include <torch/csrc/stable/library.h>
 

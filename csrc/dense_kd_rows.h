@@ -42,6 +42,9 @@ class Sweeps {
   const float kd_weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale *
                                              op.logit_scale / op.temperature);
   const double label_weight = op.row_weight * op.ce_weight * op.logit_scale;
+  const Transform transform_s{static_cast<float>(op.logit_scale), static_cast<float>(op.softcap)};
+  const Transform transform_t{static_cast<float>(op.teacher_logit_scale),
+                              static_cast<float>(op.teacher_softcap)};
   const Label label = !op.labels              ? Label::kNone
                       : op.temperature == 1.0 ? Label::kSame
                       : op.temperature == 2.0 ? Label::kSquare
@@ -52,8 +55,8 @@ class Sweeps {
 
   // First sweep: sums over the row, block by block.
   void collect(Row& row) const {
-    row.holds_exponentials =
-        !D::kNeedsLogarithms && label != Label::kOwn && op.num_columns <= kBlock;
+    row.holds_exponentials = !D::kNeedsLogarithms && label != Label::kOwn && op.softcap == 0.0 &&
+                             op.num_columns <= kBlock;
     for (int64_t begin = 0; begin < op.num_columns; begin += kBlock) {
       const int64_t rest = op.num_columns - begin;
       const int size = rest < kBlock ? static_cast<int>(rest) : kBlock;
@@ -115,6 +118,8 @@ class Sweeps {
       begin = end > head ? head + (end - head - 1) / kBlock * kBlock : 0;
       const int size = static_cast<int>(end - begin);
       reload(row, begin, size);
+      alignas(64) float slopes[kBlock];
+      if (op.softcap != 0.0) find_slopes(row.s, size, slopes);
       switch (used) {
         case Label::kNone:
           gradient_block<Label::kNone>(row, ce_weight, size);
@@ -131,6 +136,7 @@ class Sweeps {
       }
       if (begin <= column && column < end)
         row.s[column - begin] -= static_cast<float>(label_weight);
+      if (op.softcap != 0.0) multiply(row.s, size, slopes);
       store_block(op.grad.dtype, grad, begin, size, row.s, op.stream_grad);
     }
     const int64_t element = op.grad.element_size();
@@ -140,10 +146,10 @@ class Sweeps {
 
  private:
   void load_both(Row& row, int64_t begin, int size, float* most_s, float* most_t) const {
-    *most_s = load_block(op.student.dtype, op.student.row(row.n), begin, size,
-                         static_cast<float>(op.logit_scale), kNothing, row.s);
-    *most_t = load_block(op.teacher.dtype, op.teacher.row(row.n), begin, size,
-                         static_cast<float>(op.teacher_logit_scale), kNothing, row.t);
+    *most_s = load_block(op.student.dtype, op.student.row(row.n), begin, size, transform_s,
+                         kNothing, row.s);
+    *most_t = load_block(op.teacher.dtype, op.teacher.row(row.n), begin, size, transform_t,
+                         kNothing, row.t);
   }
 
   // A row of one block is still where the first sweep left it.
@@ -265,6 +271,20 @@ class Sweeps {
     }
   }
 
+  // What the gradient must be multiplied by where the student's logits are capped: found before
+  // the gradient takes their place.
+  void find_slopes(const float* logits, int size, float* slopes) const {
+    for (int i = 0; i < size; i += Vec::kLanes) {
+      store(slopes + i, transform_s.slope(load(logits + i)));
+    }
+  }
+
+  static void multiply(float* block, int size, const float* factors) {
+    for (int i = 0; i < size; i += Vec::kLanes) {
+      store(block + i, load(block + i) * load(factors + i));
+    }
+  }
+
   template <Label kLabel>
   static Vec with_label(Vec grad, Vec q, float ce_weight) {
     if constexpr (kLabel == Label::kSame) return fma(q, all(ce_weight), grad);
@@ -279,8 +299,7 @@ class Sweeps {
 
   float label_logit(int64_t n) const {
     alignas(64) float one[Vec::kLanes];
-    load_block(op.student.dtype, op.student.row(n), op.labels(n), 1,
-               static_cast<float>(op.logit_scale), 0.0f, one);
+    load_block(op.student.dtype, op.student.row(n), op.labels(n), 1, transform_s, 0.0f, one);
     return one[0];
   }
 };
@@ -319,6 +338,8 @@ inline void run_together(const KD& op, const int64_t* numbers, int count, Terms*
       return run_together<KL<true, true>>(op, numbers, count, terms);
     case Divergence::kJSD:
       return run_together<JSD>(op, numbers, count, terms);
+    default:
+      break;
   }
 }
 

@@ -18,8 +18,8 @@ inline double squared_error(const HiddenLayer& layer, const char* student, const
   for (int64_t begin = 0; begin < layer.width; begin += kBlock) {
     const int64_t rest = layer.width - begin;
     const int size = rest < kBlock ? static_cast<int>(rest) : kBlock;
-    load_block(layer.student.dtype, student, begin, size, 1.0f, 0.0f, s);
-    load_block(layer.teacher.dtype, teacher, begin, size, 1.0f, 0.0f, t);
+    load_block(layer.student.dtype, student, begin, size, Transform{}, 0.0f, s);
+    load_block(layer.teacher.dtype, teacher, begin, size, Transform{}, 0.0f, t);
     Vec squares = all(0.0f);
     for (int i = 0; i < size; i += Vec::kLanes) {
       const Vec error = load(s + i) - load(t + i);

@@ -14,7 +14,18 @@ struct Float16 {
 };
 
 enum class DType { kFloat32, kBFloat16, kFloat16, kInt8 };
-enum class Divergence { kForwardKL, kReverseKL, kJeffreys, kJSD };
+enum class Divergence {
+  kForwardKL,
+  kReverseKL,
+  kJeffreys,
+  kJSD,
+  kSkewForwardKL,
+  kSkewReverseKL,
+  kTVD,
+  kAlphaBeta,
+  kLogitMSE,
+  kNone,  // D = 0: skew_* whose mixture is their first distribution
+};
 
 // Rows of numbers, contiguous within a row. A row may lie anywhere: strides count elements.
 struct Matrix {

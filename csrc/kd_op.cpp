@@ -66,15 +66,23 @@ int64_t count_rows(const KD& op) {
   return num_counted;
 }
 
+// Where a mixture is one of its two distributions, the divergence is another one.
 Divergence divergence_of(const std::string& name, double beta) {
-  if (name == "forward_kl" || (name == "jsd" && beta == 0.0)) return Divergence::kForwardKL;
-  if (name == "reverse_kl" || (name == "jsd" && beta == 1.0)) return Divergence::kReverseKL;
+  const bool is_skewed = name == "skew_forward_kl" || name == "skew_reverse_kl";
+  if (is_skewed && beta == 1.0) return Divergence::kNone;
+  if (is_skewed && beta == 0.0) return divergence_of(name.substr(5), beta);
+  if (name == "jsd" && beta == 0.0) return Divergence::kForwardKL;
+  if (name == "jsd" && beta == 1.0) return Divergence::kReverseKL;
+  if (name == "forward_kl") return Divergence::kForwardKL;
+  if (name == "reverse_kl") return Divergence::kReverseKL;
   if (name == "jeffreys") return Divergence::kJeffreys;
-  STD_TORCH_CHECK(name == "jsd",
-                  "kd_loss: divergence must be forward_kl, reverse_kl, jeffreys or "
-                  "jsd, got ",
-                  name, ". Pass impl=\"eager\" for the others.");
-  return Divergence::kJSD;
+  if (name == "jsd") return Divergence::kJSD;
+  if (name == "skew_forward_kl") return Divergence::kSkewForwardKL;
+  if (name == "skew_reverse_kl") return Divergence::kSkewReverseKL;
+  if (name == "tvd") return Divergence::kTVD;
+  if (name == "alpha_beta") return Divergence::kAlphaBeta;
+  if (name == "logit_mse") return Divergence::kLogitMSE;
+  STD_TORCH_CHECK(false, "kd_loss: divergence must be one of LossSpec's, got ", name, ".");
 }
 
 void clear_row(const KD& op, int64_t n) {
@@ -186,8 +194,9 @@ Result run(KD op, Arguments arguments, RowsKernel kernel) {
   op.divergence = divergence_of(options.divergence, options.beta);
   op.alpha = options.alpha;
   op.beta = options.beta;
-  op.temperature = options.temperature;
-  op.teacher_temperature = options.teacher_temperature;
+  const bool has_temperature = op.divergence != Divergence::kLogitMSE;
+  op.temperature = has_temperature ? options.temperature : 1.0;
+  op.teacher_temperature = has_temperature ? options.teacher_temperature : 1.0;
   op.logit_scale = options.logit_scale;
   op.teacher_logit_scale = options.teacher_logit_scale;
   op.softcap = options.softcap;

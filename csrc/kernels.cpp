@@ -9,7 +9,8 @@
 namespace mkd::MKD_ISA {
 
 static void logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  if (op.divergence == Divergence::kForwardKL && op.num_columns <= kShortColumns) {
+  const bool has_softcap = op.softcap != 0.0 || op.teacher_softcap != 0.0;
+  if (op.divergence == Divergence::kForwardKL && op.num_columns <= kShortColumns && !has_softcap) {
     return short_rows(op, begin, end, terms);
   }
   logits_rows(op, begin, end, terms);
@@ -29,7 +30,7 @@ static void scale(DType dtype, void* row, int64_t count, float factor) {
   alignas(64) float block[kBlock];
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int size = count - begin < kBlock ? static_cast<int>(count - begin) : kBlock;
-    load_block(dtype, row, begin, size, factor, 0.0f, block);
+    load_block(dtype, row, begin, size, Transform{factor}, 0.0f, block);
     store_block(dtype, row, begin, size, block, false);
   }
 }

@@ -56,7 +56,7 @@ class ShortRows {
 
   const float* as_floats(const Matrix& matrix, int64_t n, float* converted) const {
     if (matrix.dtype == DType::kFloat32) return reinterpret_cast<const float*>(matrix.row(n));
-    load_block(matrix.dtype, matrix.row(n), 0, columns, 1.0f, 0.0f, converted);
+    load_block(matrix.dtype, matrix.row(n), 0, columns, Transform{}, 0.0f, converted);
     return converted;
   }
 

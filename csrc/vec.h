@@ -37,18 +37,40 @@ constexpr int32_t kSqrtHalfBits = 0x3f3504f3;  // of sqrt(1/2) as a float
 
 namespace mkd::MKD_ISA {
 
-// 2^t for t <= 127, within 1 ulp. Results below 2^-126 are 0, so that no denormal number, which
-// costs some machines a hundred cycles, gets into a sum; 2^-inf = 0, and NaN stays NaN.
-inline Vec exp2(Vec t) {
-  const Vec n = nearest_integer(t);
-  const Vec f = t - n;  // in [-1/2, 1/2], exact; the polynomial's relative error is below 2e-9
+// (2^f - 1) / f for f in [-1/2, 1/2]; its relative error is below 5e-9.
+inline Vec slope_of_exp2(Vec f) {
   Vec r = fma(all(0.0001534581242594868f), f, all(0.0013399930903688073f));
   r = fma(r, f, all(0.009618489071726799f));
   r = fma(r, f, all(0.05550328642129898f));
   r = fma(r, f, all(0.24022646248340607f));
-  r = fma(r, f, all(0.6931471824645996f));
-  r = fma(r, f, all(1.0f));
+  return fma(r, f, all(0.6931471824645996f));
+}
+
+// 2^t for t <= 127, within 1 ulp. Results below 2^-126 are 0, so that no denormal number, which
+// costs some machines a hundred cycles, gets into a sum; 2^-inf = 0, and NaN stays NaN.
+inline Vec exp2(Vec t) {
+  const Vec n = nearest_integer(t);
+  const Vec f = t - n;  // exact
+  const Vec r = fma(slope_of_exp2(f), f, all(1.0f));
   return where(not_below(t, all(-126.0f)), times_power_of_two(r, n));
+}
+
+// 2^t - 1 for t held within [-126, 127], as exact in relative terms as t nears 0.
+inline Vec exp2_minus_1(Vec t) {
+  t = min(all(127.0f), max(all(-126.0f), t));  // in this order NaN stays NaN
+  const Vec n = nearest_integer(t);
+  const Vec f = t - n, power = times_power_of_two(all(1.0f), n);
+  return fma(power, slope_of_exp2(f) * f, power - all(1.0f));
+}
+
+// tanh(x), within 3 ulp near 0 and 1 ulp where it nears 1; NaN stays NaN.
+inline Vec tanh(Vec x) {
+  const Vec zero = all(0.0f), one = all(1.0f), two = all(2.0f);
+  const Mask is_negative = above(zero, x);
+  const Vec size = where(is_negative, zero - x, x);
+  const Vec e = exp2_minus_1(size * all(2.88539008177792681f));  // exp(2 size) - 1
+  const Vec result = where(above(e, one), one - two / (e + two), e / (e + two));
+  return where(is_negative, zero - result, result);
 }
 
 // log2(x) for normal x > 0, within 2 ulp, and exact in relative terms as x nears 1.

@@ -67,6 +67,11 @@ DIVERGENCES = {
     "jeffreys": {"divergence": "jeffreys"},
     "jsd": {"divergence": "jsd", "beta": 0.3},
 }
+SOFTCAPS = {
+    "both sides": {"softcap": 30.0},
+    "student's": {"softcap": 30.0, "teacher_softcap": None},
+    "teacher's": {"teacher_softcap": 30.0},
+}
 MASK = torch.tensor([True, False, True, True, False, True])
 HIDDEN_MASK = torch.arange(12).remainder(3).view(4, 3).bool()
 
@@ -129,6 +134,16 @@ CASES: dict[str, dict[str, Any]] = {
     "teacher's own temperature": case(6, 77, temperature=2.0, teacher_temperature=0.7),
     "no T squared": case(6, 77, temperature=3.0, temperature_squared=False),
     "logit scales": case(6, 77, temperature=2.0, logit_scale=0.3, teacher_logit_scale=-1.7),
+    **{
+        f"softcap, {name}, {num_columns} columns, logits of {size}": case(
+            6, num_columns, size=size, temperature=2.0, logit_scale=1.3, **fields
+        )
+        for name, fields in SOFTCAPS.items()
+        for num_columns in (60, 1500)
+        for size in (0.1, 10.0, 1e4)
+    },
+    "softcap, -inf columns": without_some_columns("reverse_kl") | {"softcap": 8.0},
+    "softcap, T of its own exponentials": case(6, 77, softcap=5.0, temperature=3.0),
     "padded vocabulary": case(6, 80, vocab_size=70),
     "no labels": case(6, 77, has_labels=False),
     "labels only mark tokens": case(6, 77, ce_weight=0.0, temperature=3.0),

@@ -170,7 +170,6 @@ def missing_kernels(device_type: str) -> str | None:
 _NOT_YET: dict[str, set[str]] = {
     "cpu": {
         "divergence",
-        "softcap",
         "sparse",
         "int8",
         "cosine",

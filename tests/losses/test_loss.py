@@ -235,12 +235,6 @@ BAD_INPUT = {
         (S, T),
         {"divergence": "alpha_beta"},
     ),
-    "no fused kernel": (
-        RuntimeError,
-        "impl='fused' needs a fused kernel",
-        (S, T),
-        {"impl": "fused", "softcap": 3.0},
-    ),
     "fused float64": (
         RuntimeError,
         "torch.float64 has no fused kernel",
