@@ -1,69 +1,27 @@
 """Times variants of one computation beside each other, and only those that compute it right.
 
 Each round runs every variant once, and the streaming limit with them; the order turns by one from
-round to round. Ratios are taken within a round and their median is reported, so that what slows
-the whole machine down cancels out. A call never gets the inputs of the call before it: input sets
-rotate, and together they are larger than the last cache. Before anything is timed, values and
-gradients of each variant are judged against float64; one that errs is refused, not timed.
+round to round. Ratios are taken within a round and their quantiles are reported, so that what
+slows the whole machine down cancels out. A call never gets the inputs of the call before it:
+input sets rotate, and together they are larger than the last cache. Before anything is timed,
+values and gradients of each variant are judged against float64 (judge.py).
 """
 
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from mkd_fast.benchmarks.case import STREAM, Case
+from mkd_fast.benchmarks.inputs import Inputs, Run
+from mkd_fast.benchmarks.judge import Verdict, judge
+from mkd_fast.benchmarks.memory import peak_extra_bytes
 from mkd_fast.benchmarks.roofline import StreamingLimit, last_cache_bytes
 
-STREAM = "stream"
-
-
-class InputSet(Protocol):
-    """The tensors that one call works on."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all tensors together."""
-
-
-Outputs = Sequence[Tensor]  # the value, then the gradients
-Run = Callable[[Any], Outputs]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How far ahead of a rival we have to be: its time over ours; ``STREAM`` is a rival too."""
-
-    rival: str
-    at_least: float
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One shape of an op and everyone who computes it.
-
-    Attributes:
-        name: unique within the op.
-        make_inputs: a set of inputs from a seed.
-        exact: the truth, computed in float64.
-        plain: the same in plain torch, accumulated in float32; twice its error is allowed.
-        variants: who competes; the first is ours.
-        num_bytes: what the op has to move through memory in one call.
-        budgets: what has to hold.
-    """
-
-    name: str
-    make_inputs: Callable[[int], InputSet]
-    exact: Run
-    plain: Run
-    variants: Mapping[str, Run]
-    num_bytes: int
-    budgets: tuple[Budget, ...] = ()
+_SPIN_CYCLES = 2_000_000  # of a GPU: about a millisecond
 
 
 @dataclass(frozen=True)
@@ -71,8 +29,8 @@ class Effort:
     """How long a case is measured; rounds go on until both the time and their minimum are over."""
 
     warmup_s: float = 0.3  # each variant
-    measure_s: float = 10.0
-    min_rounds: int = 9
+    measure_s: float = 8.0
+    min_rounds: int = 3
     max_rounds: int = 200
 
 
@@ -85,11 +43,14 @@ class Timing:
 
     Attributes:
         p20_ms, p50_ms, p80_ms: quantiles of one call, forward and gradient.
-        ratio: its time over ours, median over the rounds.
+        ratio, ratio_p20, ratio_p80: its time over ours, median and quantiles over the rounds.
+        requested_bytes: what the op has to move, ``Case.num_bytes``.
         limit_gb_per_s: the streaming limit, measured in the same rounds.
-        share_of_limit: of it that is used, counting ``Case.num_bytes`` and no more.
-        extra_bytes: most memory held beyond the inputs; what is returned counts.
-        error_of_budget: largest error of value and gradients, as a share of what is allowed.
+        share_of_limit: the limit's time over the variant's; streaming ``requested_bytes``, or the
+            case's own limit.
+        extra_mb: most memory held beyond the inputs, 10^6 bytes; what is returned counts.
+        error_of_budget: largest error of value and gradients, as a share of what float32 sums may
+            err; NaN for a yardstick.
     """
 
     variant: str
@@ -98,9 +59,12 @@ class Timing:
     p80_ms: float
     num_rounds: int
     ratio: float
+    ratio_p20: float
+    ratio_p80: float
+    requested_bytes: int
     limit_gb_per_s: float
     share_of_limit: float
-    extra_bytes: int
+    extra_mb: float
     error_of_budget: float
 
 
@@ -110,7 +74,7 @@ class Measurement:
 
     case: Case
     timings: tuple[Timing, ...]
-    refused: dict[str, float]  # variant to error_of_budget, > 1 or NaN
+    refused: dict[str, str]  # variant to why
 
     @property
     def is_ours_wrong(self) -> bool:
@@ -127,47 +91,70 @@ class Measurement:
 def measure(case: Case, device: torch.device, limit: StreamingLimit, effort: Effort) -> Measurement:
     """Judge, then time every variant of a case."""
     inputs = case.make_inputs(0)
-    errors = _errors_of_budget(case, inputs)
-    refused = {name: error for name, error in errors.items() if not error <= 1.0}
+    verdicts = judge(case, case.judged_inputs() if case.judged_inputs else inputs)
+    refused = {name: verdict.refused for name, verdict in verdicts.items() if verdict.refused}
     measurement = Measurement(case, (), refused)
     if measurement.is_ours_wrong:
         return measurement
-    variants = {name: run for name, run in case.variants.items() if name not in refused}
-    extra_bytes = {name: peak_extra_bytes(run, inputs, device) for name, run in variants.items()}
-    num_calls = effort.max_rounds * len(variants)
+    runs = {name: run for name, run in case.variants.items() if name not in refused}
+    runs.update(case.yardsticks)
+    extra_bytes = {
+        name: peak_extra_bytes(lambda run=run: run(inputs), device) for name, run in runs.items()
+    }
+    num_calls = effort.max_rounds * len(runs)
     num_sets = min(num_calls, 2 + 2 * last_cache_bytes(device) // inputs.num_bytes)
     input_sets = itertools.cycle([inputs, *map(case.make_inputs, range(1, num_sets))])
-    calls = {name: _rotating(run, input_sets) for name, run in variants.items()}
+    calls = {name: _rotating(run, input_sets) for name, run in runs.items()}
     times_ms = _times_ms({**calls, STREAM: limit.run}, device, effort)
     streaming_ms = [ms * case.num_bytes / limit.num_bytes for ms in times_ms.pop(STREAM)]
+    timings = _timings(case, times_ms, streaming_ms, extra_bytes, verdicts)
+    return Measurement(case, timings, refused)
+
+
+def _timings(
+    case: Case,
+    times_ms: Mapping[str, Sequence[float]],
+    streaming_ms: Sequence[float],
+    extra_bytes: Mapping[str, float],
+    verdicts: Mapping[str, Verdict],
+) -> tuple[Timing, ...]:
     ours_ms = next(iter(times_ms.values()))
-    timings = tuple(
-        Timing(
-            name,
-            *_quantiles(variant_ms),
+    limit_ms = times_ms.get(case.limit, streaming_ms)
+    rows = []
+    for name, variant_ms in times_ms.items():
+        ratio_p20, ratio, ratio_p80 = _quantiles(_quotients(variant_ms, ours_ms))
+        p20_ms, p50_ms, p80_ms = _quantiles(variant_ms)
+        verdict = verdicts.get(name)
+        row = Timing(
+            variant=name,
+            p20_ms=p20_ms,
+            p50_ms=p50_ms,
+            p80_ms=p80_ms,
             num_rounds=len(variant_ms),
-            ratio=_median_ratio(variant_ms, ours_ms),
+            ratio=ratio,
+            ratio_p20=ratio_p20,
+            ratio_p80=ratio_p80,
+            requested_bytes=case.num_bytes,
             limit_gb_per_s=case.num_bytes / statistics.median(streaming_ms) / 1e6,
-            share_of_limit=_median_ratio(streaming_ms, variant_ms),
-            extra_bytes=extra_bytes[name],
-            error_of_budget=errors[name],
+            share_of_limit=statistics.median(_quotients(limit_ms, variant_ms)),
+            extra_mb=extra_bytes[name] / 1e6,
+            error_of_budget=verdict.error_of_budget if verdict else float("nan"),
         )
-        for name, variant_ms in times_ms.items()
-    )
-    return replace(measurement, timings=timings)
+        rows.append(row)
+    return tuple(rows)
 
 
-def _rotating(run: Run, input_sets: Iterator[InputSet]) -> Callable[[], object]:
+def _rotating(run: Run, input_sets: Iterator[Inputs]) -> Callable[[], object]:
     return lambda: run(next(input_sets))
 
 
-def _quantiles(times_ms: Sequence[float]) -> tuple[float, float, float]:
-    fifths = statistics.quantiles(times_ms, n=5, method="inclusive")
-    return fifths[0], statistics.median(times_ms), fifths[3]
+def _quotients(times: Sequence[float], of: Sequence[float]) -> list[float]:
+    return [time / base for time, base in zip(times, of, strict=True)]
 
 
-def _median_ratio(times: Sequence[float], of: Sequence[float]) -> float:
-    return statistics.median(time / base for time, base in zip(times, of, strict=True))
+def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return fifths[0], statistics.median(values), fifths[3]
 
 
 def _times_ms(
@@ -177,7 +164,7 @@ def _times_ms(
     for call in calls.values():
         end = time.perf_counter() + effort.warmup_s
         while time.perf_counter() < end:
-            _time_ms(call, device)
+            time_ms(call, device)
     names = list(calls)
     times_ms: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + effort.measure_s
@@ -186,14 +173,19 @@ def _times_ms(
             break
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            times_ms[name].append(_time_ms(calls[name], device))
+            times_ms[name].append(time_ms(calls[name], device))
     return times_ms
 
 
-def _time_ms(call: Callable[[], object], device: torch.device) -> float:
-    """One call; what it returns is freed after the clock has stopped."""
+def time_ms(call: Callable[[], object], device: torch.device) -> float:
+    """One call; what it returns is freed after the clock has stopped.
+
+    A GPU is kept busy while the host prepares the call, so that what it does is timed rather than
+    how fast Python hands it over.
+    """
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_SPIN_CYCLES)
         start.record()
         _kept = call()
         end.record()
@@ -202,52 +194,3 @@ def _time_ms(call: Callable[[], object], device: torch.device) -> float:
     started = time.perf_counter()
     _kept = call()
     return 1e3 * (time.perf_counter() - started)
-
-
-def _errors_of_budget(case: Case, inputs: InputSet) -> dict[str, float]:
-    """Each variant's largest error as a share of the budget, NaN if it is not finite.
-
-    The budget of an output is twice the error of plain torch plus one rounding of the largest
-    entry, as in the tests.
-    """
-    exact, plain = case.exact(inputs), case.plain(inputs)
-    budgets = [
-        2.0 * _largest(ours - truth) + torch.finfo(ours.dtype).eps * _largest(truth)
-        for ours, truth in zip(plain, exact, strict=True)
-    ]
-    errors = {}
-    for name, run in case.variants.items():
-        shares = [
-            _largest(actual - truth) / max(budget, torch.finfo(torch.float64).tiny)
-            for actual, truth, budget in zip(run(inputs), exact, budgets, strict=True)
-        ]
-        errors[name] = float(torch.tensor(shares, dtype=torch.float64).max())  # NaN wins
-    return errors
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max())
-
-
-def peak_extra_bytes(run: Run, inputs: InputSet, device: torch.device) -> int:
-    """Most memory that a call holds at once beyond what was held before it.
-
-    On a GPU from the caching allocator's statistics. On a CPU from torch's profiler, which sees
-    each block that torch's allocator hands out or takes back; memory that a kernel gets in
-    another way is not seen.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = int(torch.cuda.memory_allocated(device))
-        _kept = run(inputs)
-        torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device)) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it reports its start and stop at level 5
-    cpu = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
-        _kept = run(inputs)
-    events = profile.profiler.kineto_results.events()
-    blocks = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    sizes: list[int] = [block.nbytes() for block in blocks]  # negative where one is given back
-    return max(itertools.accumulate(sizes, initial=0))

@@ -1,19 +1,21 @@
-"""The README's tables, made from committed results: ``python -m mkd_fast.benchmarks.readme``.
+"""The README's tables and plots, made from committed results.
 
+``python -m mkd_fast.benchmarks.readme`` writes them, in the repository's root.
 With a run's folder as argument, its report is first copied to ``docs/home_intents``.
 """
 
-import csv
 import shutil
 import sys
-from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
+from mkd_fast.benchmarks import report, results
+from mkd_fast.benchmarks.run import OPS
 from mkd_fast.evaluate.readme import update_block
 from mkd_fast.evaluate.report import markdown_from_csv
-from mkd_fast.evaluate.tables import Table, TableRow
 
 REPORT = Path("docs/home_intents")
+NOT_MEASURED = ("predicted", "gates")  # folders of results that come from no device
 _REPORT_FILES = (
     "report.md",
     "summary.csv",
@@ -27,39 +29,44 @@ _REPORT_FILES = (
 
 def blocks(root: Path) -> dict[str, str]:
     """The generated blocks of the README by name, from the results committed below ``root``."""
-    tables = sorted((root / "benchmarks" / "results").glob("*/dense_kd.csv"))
     return {
         "summary": markdown_from_csv(root / REPORT / "summary.csv"),
-        "dense_kd": "\n\n".join(_dense_kd(path) for path in tables),
+        "performance": "\n\n".join(_performance(root)),
     }
 
 
-def _dense_kd(path: Path) -> str:
-    """One device's table: our time, and how many times slower the others are."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    cases: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
-    for row in rows:
-        cases[row["case"]][row["variant"]] = row
-    variants_of_all = dict.fromkeys(row["variant"] for row in rows)
-    rivals = [name for name in list(variants_of_all)[1:] if name != "reference"]  # ours, too
-    lines = []
-    for case, variants in cases.items():
-        ours = next(iter(variants.values()))
-        slower = [f"{float(variants[r]['ratio']):.1f}x" if r in variants else "" for r in rivals]
-        share = f"{float(ours['share_of_limit']):.0%}"
-        lines.append(TableRow((case, f"{float(ours['p50_ms']):.2f}", *slower, share)))
-    header = ("forward + gradient", "ours, ms", *rivals, "of streaming limit")
-    return Table(rows[0]["device"], header, (tuple(lines),)).to_markdown()
+def measured(root: Path) -> list[Path]:
+    """The committed CSV files of measurements, device by device, ops in the order of a bench."""
+    paths = [
+        path
+        for op in OPS
+        for path in (root / "benchmarks" / "results").glob(f"*/{op}.csv")
+        if path.parent.name not in NOT_MEASURED
+    ]
+    return sorted(paths, key=lambda path: path.parent)
+
+
+def _performance(root: Path) -> Iterator[str]:
+    """A plot and a table for each op, under their device's name."""
+    device = None
+    for path in measured(root):
+        rows = results.read_rows(path)
+        if rows[0]["device"] != device:
+            device = rows[0]["device"]
+            yield f"**{device}**, torch {rows[0]['torch']}"
+        yield f"![{rows[0]['op']} on {device}]({path.relative_to(root).with_suffix('.svg')})"
+        yield report.summary(rows)
 
 
 def main() -> None:
-    """Copy a run's report if one is named, then write the README's blocks."""
+    """Copy a run's report if one is named, then draw the plots and write the README's blocks."""
     root = Path.cwd()
     if sys.argv[1:]:
         (root / REPORT).mkdir(parents=True, exist_ok=True)
         for name in _REPORT_FILES:
             shutil.copy(Path(sys.argv[1]) / name, root / REPORT / name)
+    for path in measured(root):
+        report.save_plot(results.read_rows(path), path.with_suffix(".svg"))
     for name, block in blocks(root).items():
         update_block(root / "README.md", name, block)
 

@@ -1,14 +1,14 @@
 """``mkd-fast bench``: run the benchmarks of some ops, show them, and write what was measured."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import rich
 import torch
 
-from mkd_fast.benchmarks import dense_kd, results
-from mkd_fast.benchmarks.harness import TINY, Case, Effort, Measurement, measure
+from mkd_fast.benchmarks import dense_kd, report, results
+from mkd_fast.benchmarks.case import Case
+from mkd_fast.benchmarks.harness import TINY, Effort, Measurement, measure
 from mkd_fast.benchmarks.machine import device_name
 from mkd_fast.benchmarks.roofline import StreamingLimit
 from mkd_fast.checks import benchmarks as checks
@@ -42,29 +42,23 @@ def bench(
     for op in ops:
         one_of("bench", "op", op, tuple(OPS))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = {op: OPS[op](device, is_tiny=is_tiny) for op in ops or OPS}
+    rivals = {rival: None for cases in chosen.values() for case in cases for rival in case.rivals}
+    for name in rivals_left_out:
+        one_of("bench", "without", name, tuple(rivals))
     limit = StreamingLimit.on(device, is_tiny=is_tiny)
     effort = TINY if is_tiny else Effort()
-    for op in ops or OPS:
-        cases = [without(case, rivals_left_out) for case in OPS[op](device, is_tiny=is_tiny)]
+    for op, cases in chosen.items():
         rich.print(f"{op} on {device_name(device)}: forward and gradient")
-        measurements = [_measured(case, device, limit, effort) for case in cases]
-        path = results.write_csv(op, measurements, device, out)
-        if plots:
-            figure = results.plot_ratios(f"{op}, {device_name(device)}", measurements)
-            figure.savefig(path.with_suffix(".svg"))
+        kept = [case.without(rivals_left_out) for case in cases]
+        measurements = [_measured(case, device, limit, effort) for case in kept]
+        path = results.write_measurements(op, measurements, device, out)
         rich.print(f"written: {path}")
+        if plots:
+            report.save_plot(results.read_rows(path), path.with_suffix(".svg"))
         wrong = [each.case.name for each in measurements if each.is_ours_wrong]
         if wrong:
             raise checks.ours_is_wrong(op, wrong)
-
-
-def without(case: Case, names: Sequence[str]) -> Case:
-    """The case with some rivals left out; ours always runs, ratios are to it."""
-    _ours, *rivals = case.variants
-    for name in names:
-        one_of("bench", "without", name, rivals)
-    kept = {name: run for name, run in case.variants.items() if name not in names}
-    return replace(case, variants=kept)
 
 
 def _measured(
@@ -72,7 +66,7 @@ def _measured(
 ) -> Measurement:
     torch.compiler.reset()  # each case compiles for its own shape
     measurement = measure(case, device, limit, effort)
-    rich.print(results.table(measurement, device).to_rich())
-    for line in results.verdicts(measurement):
+    rich.print(report.table(measurement, device).to_rich())
+    for line in report.verdicts(measurement):
         rich.print(f"  {line}")
     return measurement
