@@ -15,7 +15,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
-	$(BIN)/mkd-fast bench
+	$(BIN)/mkd-fast bench --plot
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
