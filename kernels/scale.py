@@ -53,4 +53,4 @@ def scale_(grad: Tensor, scale: Tensor) -> None:
     assert grad.is_contiguous(), "gradients of our ops are"
     if grad.numel():
         with torch.cuda.device_of(grad):
-            launch_of_scale(grad, scale).run()
+            launch_of_scale(grad, scale.contiguous()).run()  # that of a sum is one 1, expanded

@@ -28,6 +28,13 @@ def test_a_scale_a_row_multiplies_its_row(device: str) -> None:
     assert torch.equal(grad, expected)
 
 
+def test_a_scale_may_be_one_number_expanded(device: str) -> None:
+    grad = torch.randn(5, 1000, device=device)
+    expected = grad * 0.5
+    scale_(grad, torch.tensor(0.5, device=device).expand(5))
+    assert torch.equal(grad, expected)
+
+
 def test_no_elements_are_no_work(device: str) -> None:
     grad = torch.empty(0, 5, device=device)
     scale_(grad, torch.empty(0, device=device))
