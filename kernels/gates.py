@@ -44,6 +44,8 @@ _TYPE_NAMES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
     torch.bool: "i1",
 }
 
@@ -288,6 +290,7 @@ CASES = (
     Case("28 intents, bare", 28, is_bare=True, **_FLOAT32),
     Case("8k, bare", 8192, is_bare=True),
     Case("32k, bare", 32000, is_bare=True),
+    Case("50,280, bare: no multiple of 16", 50280, is_bare=True),
     Case("128k, bare", 128256, "jsd", is_bare=True, **_FLOAT32),
     Case("XLM-R, bare", 250002, is_bare=True),
 )

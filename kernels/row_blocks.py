@@ -24,6 +24,8 @@ def row_start(row, stride, shift, GROUP: tl.constexpr, LAYOUT: tl.constexpr):
     """Where to read a row from, in elements."""
     if LAYOUT == "scattered":
         return row * stride
+    elif LAYOUT == "whole":  # a shift of 0 would be folded, and the hint with it
+        return tl.multiple_of(row * stride, GROUP)
     else:
         return tl.multiple_of(row * stride - shift, GROUP)
 
