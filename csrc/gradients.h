@@ -1,4 +1,4 @@
-// Memory for gradients.
+// Memory for gradients, kept from step to step.
 #pragma once
 
 #include <initializer_list>
