@@ -105,12 +105,8 @@ class Sweeps {
   // Last sweep: the gradient, block by block, backwards, since the end of the row is in the cache.
   // Blocks begin where the gradient is aligned if it is to be written past the caches.
   void write_gradient(Row& row) const {
-    const RowSums& sums = row.sums;
     const Label used = label_weight == 0.0 ? Label::kNone : label;
-    const float ce_weight =
-        static_cast<float>(used == Label::kSame     ? label_weight
-                           : used == Label::kSquare ? label_weight * sums.z_s * sums.z_s / sums.z_ce
-                                                    : label_weight / sums.z_ce);
+    const float ce_weight = ce_factor(used, row.sums);
     const int64_t column = used == Label::kNone ? -1 : op.labels(row.n);
     char* grad = op.grad.row(row.n);
     const int64_t head = op.stream_grad ? columns_to_alignment(grad, op.grad.element_size()) : 0;
@@ -139,12 +135,24 @@ class Sweeps {
       if (op.softcap != 0.0) multiply(row.s, size, slopes);
       store_block(op.grad.dtype, grad, begin, size, row.s, op.stream_grad);
     }
+    clear_padding(grad);
+  }
+
+  // What the softmax of the cross-entropy, or q or its square in its place, is multiplied by.
+  float ce_factor(Label used, const RowSums& sums) const {
+    return static_cast<float>(used == Label::kSame ? label_weight
+                              : used == Label::kSquare
+                                  ? label_weight * sums.z_s * sums.z_s / sums.z_ce
+                                  : label_weight / sums.z_ce);
+  }
+
+  // Columns past the vocabulary have no gradient.
+  void clear_padding(char* grad) const {
     const int64_t element = op.grad.element_size();
     __builtin_memset(grad + op.num_columns * element, 0,
                      (op.num_grad_columns - op.num_columns) * element);
   }
 
- private:
   void load_both(Row& row, int64_t begin, int size, float* most_s, float* most_t) const {
     *most_s = load_block(op.student.dtype, op.student.row(row.n), begin, size, transform_s,
                          kNothing, row.s);

@@ -1,6 +1,7 @@
 // Everything that runs once an element, compiled once for each instruction set (see vec.h).
 #include "dense_kd_rows.h"
 #include "hidden_rows.h"
+#include "long_rows.h"
 #include "short_rows.h"
 
 #define MKD_TEXT_OF(name) #name
@@ -10,8 +11,9 @@ namespace mkd::MKD_ISA {
 
 static void logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   const bool has_softcap = op.softcap != 0.0 || op.teacher_softcap != 0.0;
-  if (op.divergence == Divergence::kForwardKL && op.num_columns <= kShortColumns && !has_softcap) {
-    return short_rows(op, begin, end, terms);
+  if (op.divergence == Divergence::kForwardKL && !has_softcap) {
+    return op.num_columns <= kShortColumns ? short_rows(op, begin, end, terms)
+                                           : long_rows(op, begin, end, terms);
   }
   logits_rows(op, begin, end, terms);
 }

@@ -46,11 +46,23 @@ inline float largest(Vec a) {
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
+// Sums of registers, in double.
+struct Doubles {
+  __m256d v = _mm256_setzero_pd();
+  void add(Vec a) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a.v));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1));
+    v = _mm256_add_pd(v, _mm256_add_pd(low, high));
+  }
+  double sum() const {
+    const __m128d y = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(y, _mm_unpackhi_pd(y, y)));
+  }
+};
 inline double sum(Vec a) {
-  const __m256d x = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a.v)),
-                                  _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1)));
-  const __m128d y = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
-  return _mm_cvtsd_f64(_mm_add_sd(y, _mm_unpackhi_pd(y, y)));
+  Doubles total;
+  total.add(a);
+  return total.sum();
 }
 
 // join over the lanes of each row, by transposing as far as it takes.

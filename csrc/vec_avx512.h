@@ -39,10 +39,20 @@ inline void split_exponent(Vec a, Vec& exponent, Vec& mantissa) {
 }
 
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
+// Sums of registers, in double.
+struct Doubles {
+  __m512d v = _mm512_setzero_pd();
+  void add(Vec a) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1));
+    v = _mm512_add_pd(v, _mm512_add_pd(low, high));
+  }
+  double sum() const { return _mm512_reduce_add_pd(v); }
+};
 inline double sum(Vec a) {
-  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
-  const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1));
-  return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  Doubles total;
+  total.add(a);
+  return total.sum();
 }
 
 // join over the lanes of each row, by transposing as far as it takes.

@@ -56,6 +56,12 @@ inline float largest(Vec a) {
 inline double sum(Vec a) {
   return (double(a.v[0]) + double(a.v[1])) + (double(a.v[2]) + double(a.v[3]));
 }
+// Sums of registers, in double.
+struct Doubles {
+  double v = 0.0;
+  void add(Vec a) { v += mkd::MKD_ISA::sum(a); }
+  double sum() const { return v; }
+};
 
 template <class Join>
 inline Vec across(const Vec (&rows)[Vec::kLanes], Join join) {
