@@ -28,11 +28,10 @@
 // backwards, so that what does is used. Operations a column: 2 exponentials (about 10
 // instructions each for a whole register) in each sweep, one more for CE unless T_s is 1 or 2,
 // where exp(z) is e_s or its square; one logarithm in each sweep of JSD after the first.
-// Rows of one block keep e_s and e_t in the first-level cache for the last sweep; in longer rows
-// exponentials cost less to take again than to move. Rows of at most 64 columns (small label sets)
-// have sweeps of their own, many rows at a time: short_rows.h.
-// A fresh gradient costs more in page faults than in arithmetic, hence huge pages, and stores that
-// pass the caches by.
+// Forward KL keeps its exponentials for the last sweep, and takes none of them twice: long_rows.h.
+// Rows of at most 64 columns (small label sets) go many at a time: short_rows.h.
+// A fresh gradient costs more in page faults than in arithmetic, hence memory that is kept between
+// calls (gradients.cpp), and stores that pass the caches by.
 //
 // Saved for backward: the gradients, complete but for the incoming factor (scale.cpp).
 //
