@@ -101,7 +101,8 @@ struct KD {
   int64_t num_positions = 0;
   Strided<bool> hidden_mask;
 
-  bool stream_grad = false;  // write the gradient past the caches
+  bool stream_grad = false;         // write the gradient past the caches
+  bool stream_grad_hidden = false;  // those of hidden states
 
   [[gnu::always_inline]] bool counts(int64_t n) const {
     return !(labels && labels(n) == ignore_index) && !(mask && !mask(n));

@@ -12,12 +12,48 @@ namespace {
 using torch::stable::new_empty;
 
 constexpr int64_t kElementsPerTask = 16384;
+// Hidden states of a task's rows lie side by side in each layer: long stretches stream better.
+constexpr int64_t kHiddenElementsPerTask = 131072;
 // Gradients that a cache would not keep anyway are written past it, in long rows: short ones begin
 // and end within cache lines.
 constexpr int64_t kStreamedBytes = int64_t{4} << 20;
 constexpr int64_t kStreamedRowBytes = 8192;
 
 // What the Python side has promised, checked again where a breach would read foreign memory.
+void check_hidden(const Arguments& arguments) {
+  const auto& [student, labels, mask, num_tokens, student_hidden, teacher_hidden, teacher_scale,
+               hidden_mask, options] = arguments;
+  const int64_t num_rows = student.size(0);
+  STD_TORCH_CHECK(student_hidden.size() == teacher_hidden.size() &&
+                      (teacher_scale.empty() || teacher_scale.size() == teacher_hidden.size()),
+                  "kd_loss: student_hidden, teacher_hidden and teacher_scale, where it is given, "
+                  "must match layer by layer.");
+  for (size_t l = 0; l < student_hidden.size(); ++l) {
+    const Tensor &s = student_hidden[l], &t = teacher_hidden[l];
+    STD_TORCH_CHECK(s.dim() == 3 && t.dim() == 3 && s.size(0) == num_rows &&
+                        t.size(0) == num_rows && s.size(1) == t.size(1) &&
+                        s.size(1) == student_hidden[0].size(1) && s.size(2) == t.size(2),
+                    "kd_loss: hidden states must be [N, P, D], alike on both sides; layer ", l,
+                    " is not.");
+    const bool is_int8 = t.scalar_type() == ScalarType::Char;
+    STD_TORCH_CHECK(is_int8 == !teacher_scale.empty(), "kd_loss: teacher_hidden[", l,
+                    "] must be int8 where teacher_scale is given, and only there.");
+    if (!is_int8) continue;
+    const Tensor& scale = teacher_scale[l];
+    STD_TORCH_CHECK(scale.dim() == 2 && scale.size(0) == num_rows && scale.size(1) == t.size(1) &&
+                        scale.scalar_type() == ScalarType::Float,
+                    "kd_loss: teacher_scale[", l, "] must be float32 [N, P].");
+  }
+  STD_TORCH_CHECK(options.hidden_distance == "mse" || options.hidden_distance == "cosine",
+                  "kd_loss: hidden_distance must be mse or cosine, got ", options.hidden_distance,
+                  ".");
+  STD_TORCH_CHECK(!hidden_mask || (!student_hidden.empty() && hidden_mask->dim() == 2 &&
+                                   hidden_mask->size(0) == num_rows &&
+                                   hidden_mask->size(1) == student_hidden[0].size(1) &&
+                                   hidden_mask->scalar_type() == ScalarType::Bool),
+                  "kd_loss: hidden_mask must be bool [N, P].");
+}
+
 void check_inputs(const Arguments& arguments) {
   const auto& [student, labels, mask, num_tokens, student_hidden, teacher_hidden, teacher_scale,
                hidden_mask, options] = arguments;
@@ -34,21 +70,7 @@ void check_inputs(const Arguments& arguments) {
   STD_TORCH_CHECK(
       !num_tokens || (num_tokens->numel() == 1 && num_tokens->scalar_type() == ScalarType::Float),
       "kd_loss: num_tokens must be float32 [].");
-  STD_TORCH_CHECK(student_hidden.size() == teacher_hidden.size(),
-                  "kd_loss: student_hidden and teacher_hidden must match layer by layer.");
-  for (size_t l = 0; l < student_hidden.size(); ++l) {
-    const Tensor &s = student_hidden[l], &t = teacher_hidden[l];
-    STD_TORCH_CHECK(s.dim() == 3 && t.dim() == 3 && s.size(0) == num_rows &&
-                        t.size(0) == num_rows && s.size(1) == t.size(1) &&
-                        s.size(1) == student_hidden[0].size(1) && s.size(2) == t.size(2),
-                    "kd_loss: hidden states must be [N, P, D], alike on both sides; layer ", l,
-                    " is not.");
-  }
-  STD_TORCH_CHECK(!hidden_mask || (!student_hidden.empty() && hidden_mask->dim() == 2 &&
-                                   hidden_mask->size(0) == num_rows &&
-                                   hidden_mask->size(1) == student_hidden[0].size(1) &&
-                                   hidden_mask->scalar_type() == ScalarType::Bool),
-                  "kd_loss: hidden_mask must be bool [N, P].");
+  check_hidden(arguments);
 }
 
 // Which rows count, after checking every label of one that does.
@@ -109,7 +131,8 @@ double weighted(const KD& op, const Terms& terms) {  // a weight of 0 silences i
 std::vector<Terms> run_rows(const KD& op, RowsKernel kernel) {
   int64_t row_elements = op.num_columns;
   for (int64_t l = 0; l < op.num_layers; ++l) row_elements += op.num_positions * op.layers[l].width;
-  const int64_t group = kElementsPerTask / (row_elements + 1) + 1;
+  const int64_t task = op.num_layers > 0 ? kHiddenElementsPerTask : kElementsPerTask;
+  const int64_t group = task / (row_elements + 1) + 1;
   std::vector<Terms> terms(op.num_rows);
   std::atomic<int64_t> next = 0;
   const auto work = [&](int64_t, int64_t) {
@@ -163,15 +186,20 @@ std::vector<HiddenLayer> hidden_layers(Arguments& arguments, std::vector<Tensor>
     const Tensor& t = arguments.teacher_hidden[l] =
         with_contiguous_rows(arguments.teacher_hidden[l]);
     layers.push_back({.student = matrix("student_hidden", s),
-                      .teacher = matrix("teacher_hidden", t),
+                      .teacher = {static_cast<char*>(t.data_ptr()),
+                                  hidden_dtype_of("teacher_hidden", t), t.stride(0)},
                       .grad = {},
                       .student_position_stride = s.stride(1),
                       .teacher_position_stride = t.stride(1),
                       .width = s.size(2),
                       .teacher_scale = {}});
+    HiddenLayer& layer = layers.back();
+    if (!arguments.teacher_scale.empty()) {
+      layer.teacher_scale = strided<float>(arguments.teacher_scale[l]);
+    }
     if (!arguments.options.needs_grad_hidden) continue;
     grads.push_back(new_gradient(s, {s.size(0), s.size(1), s.size(2)}));
-    layers.back().grad = matrix("grad_hidden", grads.back());
+    layer.grad = matrix("grad_hidden", grads.back());
   }
   return layers;
 }
@@ -208,6 +236,9 @@ Result run(KD op, Arguments arguments, RowsKernel kernel) {
   op.hidden_is_cosine = options.hidden_distance == "cosine";
   op.layers = layers.data();
   op.num_layers = static_cast<int64_t>(layers.size());
+  int64_t hidden_bytes = 0;
+  for (const Tensor& g : grad_hidden) hidden_bytes += g.numel() * g.element_size();
+  op.stream_grad_hidden = hidden_bytes >= kStreamedBytes;
   op.num_positions = layers.empty() ? 0 : arguments.student_hidden[0].size(1);
   op.hidden_mask = strided<bool>(arguments.hidden_mask);
   const int64_t num_counted = count_rows(op);

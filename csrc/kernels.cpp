@@ -20,11 +20,7 @@ static void logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
 
 static void dense_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   if (op.num_columns > 0) logits(op, begin, end, terms);
-  if (op.num_layers > 0) {
-    for (int64_t n = begin; n < end; ++n) {
-      if (op.counts(n)) terms[n].hidden = hidden_row(op, n);
-    }
-  }
+  hidden_rows(op, begin, end, terms);
   if (op.stream_grad) finish_streams();
 }
 

@@ -34,6 +34,11 @@ inline Tensor with_contiguous_rows(const Tensor& tensor) {
   return torch::stable::contiguous(tensor);
 }
 
+// Teachers' hidden states may be kept in eight bits; nothing else is.
+inline DType hidden_dtype_of(const char* name, const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Char ? DType::kInt8 : dtype_of(name, tensor);
+}
+
 inline Matrix matrix(const char* name, const Tensor& tensor) {
   return {static_cast<char*>(tensor.data_ptr()), dtype_of(name, tensor), tensor.stride(0)};
 }

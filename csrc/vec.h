@@ -15,7 +15,8 @@
 //   largest, sum               over the lanes; the sum in double
 //   across(rows, join)         kLanes registers to one: lane r is row r's lanes, joined
 //   first_lanes(count)         a mask of the first count lanes
-//   load, store [count]        of float, BFloat16 or Float16; the first count lanes only, others 0
+//   load, store [count]        of float, BFloat16 or Float16; the first count lanes only, others 0;
+//                              int8_t is only loaded
 //   stream                     an aligned store past the caches; finish_streams() after the last
 #pragma once
 

@@ -108,6 +108,10 @@ inline __m128i to_bits(const Float16*, Vec a) {
 
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline Vec load(const float* p, int count) { return {_mm256_maskload_ps(p, first(count))}; }
+inline Vec load(const int8_t* p) {
+  const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))};
+}
 template <class T>
 inline Vec load(const T* p) {
   return from_bits(p, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -97,6 +97,13 @@ inline __m256i to_bits(const Float16*, Vec a) {
 
 inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline Vec load(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
+inline Vec from_bytes(__m128i x) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))}; }
+inline Vec load(const int8_t* p) {
+  return from_bytes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec load(const int8_t* p, int count) {
+  return from_bytes(_mm_maskz_loadu_epi8(first(count), p));
+}
 template <class T>
 inline Vec load(const T* p) {
   return from_bits(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

@@ -74,6 +74,7 @@ inline Vec across(const Vec (&rows)[Vec::kLanes], Join join) {
 inline Mask first_lanes(int count) { return {Ints{0, 1, 2, 3} < count}; }
 
 inline float to_float(float x) { return x; }
+inline float to_float(int8_t x) { return x; }
 inline float to_float(BFloat16 x) { return torch::headeronly::detail::f32_from_bits(x.bits); }
 inline float to_float(Float16 x) {
   return torch::headeronly::detail::fp16_ieee_to_fp32_value(x.bits);

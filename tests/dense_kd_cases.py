@@ -2,16 +2,9 @@
 
 from typing import Any
 
+import hidden_cases
 import torch
-from dense_kd_input import BF16, F16, F32, case, normal
-
-
-def with_hidden(*shape: int, dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32), **fields: Any):
-    """Two matched layers of hidden states beside small logits."""
-    arguments = case(shape[0], 7, hidden_weight=0.3, **fields)
-    arguments["student_hidden"] = [normal(*shape, seed=s, dtype=dtypes[0]) for s in (3, 4)]
-    arguments["teacher_hidden"] = [normal(*shape, seed=s, dtype=dtypes[1]) for s in (5, 6)]
-    return arguments
+from dense_kd_input import BF16, F16, F32, case
 
 
 def padded_rows() -> dict[str, Any]:
@@ -73,7 +66,6 @@ SOFTCAPS = {
     "teacher's": {"teacher_softcap": 30.0},
 }
 MASK = torch.tensor([True, False, True, True, False, True])
-HIDDEN_MASK = torch.arange(12).remainder(3).view(4, 3).bool()
 
 # A case is named after the reason it exists.
 CASES: dict[str, dict[str, Any]] = {
@@ -155,11 +147,6 @@ CASES: dict[str, dict[str, Any]] = {
     "mean over a mask": case(6, 77, mask=MASK, has_labels=False, reduction="mean"),
     "nothing counts": case(6, 77, mask=torch.zeros(6, dtype=torch.bool), reduction="mean"),
     "no rows": case(0, 77, reduction="mean"),
-    "hidden states": with_hidden(6, 33),
-    "wide hidden states": with_hidden(6, 2500, reduction="mean"),
-    "hidden states of mixed dtypes": with_hidden(6, 64, dtypes=(BF16, F16)),
-    "hidden states of positions": with_hidden(4, 3, 33),
-    "hidden states of masked positions": with_hidden(4, 3, 33, hidden_mask=HIDDEN_MASK),
-    "hidden states without weight": with_hidden(6, 33) | {"hidden_weight": 0.0},
-    "hidden states, masked tokens": with_hidden(6, 33, mask=MASK),
+    **hidden_cases.CASES,
+    **hidden_cases.LARGE_CASES,
 }

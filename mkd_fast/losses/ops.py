@@ -171,8 +171,6 @@ _NOT_YET: dict[str, set[str]] = {
     "cpu": {
         "divergence",
         "sparse",
-        "int8",
-        "cosine",
     },
     "cuda": {
         "divergence",
