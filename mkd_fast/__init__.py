@@ -21,6 +21,7 @@ from mkd_fast.losses import (
     SampledTeacher,
     SparseTeacher,
     TeacherHead,
+    hidden_loss,
     kd_loss,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "capture",
     "copy_init",
     "distill",
+    "hidden_loss",
     "kd_loss",
 ]
 

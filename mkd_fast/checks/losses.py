@@ -216,9 +216,19 @@ def projections_mismatch(function: str, num_projections: int, num_layers: int) -
     """Not one projection a layer."""
     return value_error(
         function,
-        "hidden_projection must have one matrix [D_s, D_t], or None, for each matched layer",
+        "projections must be one matrix [D_s, D_t], or None, for each matched layer",
         f"{num_projections} for {num_layers} layers",
         "Pass None for layers whose widths agree.",
+    )
+
+
+def projection_shape(function: str, layer: int, width: int, shape: Sequence[int]) -> ValueError:
+    """A projection that the student's states cannot be multiplied by."""
+    return value_error(
+        function,
+        f"the projection of layer {layer} must be a matrix of {width} rows, its student's width",
+        str(tuple(shape)),
+        "Transpose it if it is the weight of a torch.nn.Linear.",
     )
 
 
@@ -232,6 +242,19 @@ def hidden_missing(function: str, layers: str, fact: str) -> ValueError:
     )
 
 
+def hidden_shape(
+    function: str, argument: str, leading_shape: Sequence[int], shape: Sequence[int]
+) -> ValueError:
+    """Hidden states that do not go with the student token by token."""
+    return value_error(
+        function,
+        f"{argument} must be [..., D] or [..., S, D] with the student's leading shape, "
+        f"{tuple(leading_shape)}",
+        str(tuple(shape)),
+        "Reshape it, or index the tokens it belongs to.",
+    )
+
+
 def hidden_shape_mismatch(
     function: str, layers: str, layer: int, student: Sequence[int], teacher: Sequence[int]
 ) -> ValueError:
@@ -241,6 +264,18 @@ def hidden_shape_mismatch(
         f"student_{layers}[{layer}] must have its teacher's shape, {tuple(teacher)}",
         str(tuple(student)),
         "Project the student's states first where only the widths differ.",
+    )
+
+
+def hidden_positions_mismatch(
+    function: str, layers: str, layer: int, num_positions: int, num_first: int
+) -> ValueError:
+    """Matched layers of sequences of different lengths."""
+    return value_error(
+        function,
+        f"student_{layers}[{layer}] must have as many positions as the first layer, {num_first}",
+        str(num_positions),
+        "Match layers of the same sequences.",
     )
 
 

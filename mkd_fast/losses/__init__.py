@@ -1,5 +1,6 @@
 """Distillation losses: the public functions, what they take and what they return."""
 
+from mkd_fast.losses.hidden import hidden_loss
 from mkd_fast.losses.loss import KDLoss, kd_loss
 from mkd_fast.losses.spec import LossOutput, LossSpec
 from mkd_fast.losses.targets import (
@@ -21,5 +22,6 @@ __all__ = [
     "SparseTeacher",
     "Teacher",
     "TeacherHead",
+    "hidden_loss",
     "kd_loss",
 ]

@@ -87,11 +87,16 @@ def kd_loss(
         hidden_mask=hidden_mask,
         hidden_projection=hidden_projection,
     ).with_teacher_logits()
+    return of_rows(flat, spec, impl)
+
+
+def of_rows(flat: rows.Rows, spec: LossSpec, impl: Impl | None) -> LossOutput:
+    """The loss of checked rows, one value a token in the shape that was flattened."""
     out = ops.fused(flat, spec) if takes_fused(flat, spec, impl) else reference.kd(flat, spec)
     if spec.reduction != "none":
         return out
     parts = (out.loss, out.kd, out.ce, out.hidden)
-    return LossOutput(*(part.view(student_logits.shape[:-1]) for part in parts))
+    return LossOutput(*(part.view(flat.tokens.leading_shape) for part in parts))
 
 
 def takes_fused(flat: rows.Rows, spec: LossSpec, impl: Impl | None) -> bool:

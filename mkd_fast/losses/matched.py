@@ -66,7 +66,7 @@ def flatten(
     tokens: Tokens,
 ) -> MatchedLayers:
     """Matched layers as ``[N, P, D_l]``: P is 1 where hidden states go token by token."""
-    ours, theirs = _layers(student_hidden), _layers(teacher_hidden)
+    ours, theirs = as_layers(student_hidden), as_layers(teacher_hidden)
     if len(ours) != len(theirs):
         raise checks.hidden_missing(
             tokens.function, tokens.layers, f"{len(ours)} and {len(theirs)} of them"
@@ -86,8 +86,12 @@ def flatten(
             checks.on_device(tokens.function, argument, tensor, tokens.device)
             side.append(_as_positions(argument, tensor, tokens))
         if students[layer].shape[1] != students[0].shape[1]:
-            raise checks.hidden_shape_mismatch(
-                tokens.function, tokens.layers, layer, student.shape, ours[0].shape
+            raise checks.hidden_positions_mismatch(
+                tokens.function,
+                tokens.layers,
+                layer,
+                students[layer].shape[1],
+                students[0].shape[1],
             )
         if scale is not None:
             scales.append(scale.float().reshape(students[layer].shape[:2]))
@@ -99,7 +103,8 @@ def flatten(
     return MatchedLayers(tuple(students), tuple(teachers), tuple(scales), mask)
 
 
-def _layers(hidden: Any) -> tuple[Any, ...]:
+def as_layers(hidden: Any) -> tuple[Any, ...]:
+    """One tensor is one layer, and nothing is none."""
     if hidden is None:
         return ()
     return (hidden,) if isinstance(hidden, Tensor | Int8Hidden) else tuple(hidden)
@@ -115,6 +120,9 @@ def _projected(
     matrices = (projection,) if isinstance(projection, Tensor) else tuple(projection)
     if len(matrices) != len(layers):
         raise checks.projections_mismatch(tokens.function, len(matrices), len(layers))
+    for layer, (states, matrix) in enumerate(zip(layers, matrices, strict=True)):
+        if matrix is not None and (matrix.dim() != 2 or len(matrix) != states.shape[-1]):
+            raise checks.projection_shape(tokens.function, layer, states.shape[-1], matrix.shape)
     pairs = zip(layers, matrices, strict=True)
     return tuple(states if matrix is None else states @ matrix for states, matrix in pairs)
 
@@ -134,17 +142,21 @@ def _parts(layer: int, teacher: Any, tokens: Tokens) -> tuple[Tensor, Tensor | N
         raise checks.leading_shape_mismatch(
             function, f"{argument}.scale", wanted, teacher.scale.shape
         )
+    if teacher.scale.requires_grad:
+        raise checks.teacher_requires_grad(function, f"{argument}.scale")
+    checks.on_device(function, f"{argument}.scale", teacher.scale, tokens.device)
     return teacher.values, teacher.scale
 
 
 def _as_positions(argument: str, tensor: Tensor, tokens: Tokens) -> Tensor:
     leading_shape = tokens.leading_shape
-    found = tensor.shape[: len(leading_shape)]
-    if found != leading_shape:
-        raise checks.leading_shape_mismatch(tokens.function, argument, leading_shape, found)
-    if tensor.dim() == len(leading_shape) + 1:
+    num_leading = len(leading_shape)
+    is_wrong = tensor.shape[:num_leading] != leading_shape
+    if is_wrong or tensor.dim() not in (num_leading + 1, num_leading + 2):
+        raise checks.hidden_shape(tokens.function, argument, leading_shape, tensor.shape)
+    if tensor.dim() == num_leading + 1:
         tensor = tensor.unsqueeze(-2)
-    return tensor.reshape(leading_shape.numel(), *tensor.shape[len(leading_shape) :])
+    return tensor.reshape(leading_shape.numel(), *tensor.shape[num_leading:])
 
 
 def _flatten_mask(hidden_mask: Tensor, students: Sequence[Tensor], tokens: Tokens) -> Tensor:

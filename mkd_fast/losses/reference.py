@@ -35,7 +35,7 @@ def _dense(student_NV: Tensor, teacher: Tensor, spec: LossSpec, vocab_size: int)
         teacher[:, :vocab_size], spec.teacher_logit_scale, spec.resolved_teacher_softcap
     ).to(student_NV.dtype)
     if spec.divergence == "logit_mse":
-        return (student_NV - teacher_NV).square().mean(-1)
+        return (student_NV - teacher_NV).square().sum(-1) / max(vocab_size, 1)
     log_p_NV = functional.log_softmax(teacher_NV / spec.resolved_teacher_temperature, -1)
     log_q_NV = functional.log_softmax(student_NV / spec.temperature, -1)
     return divergences.of_distributions(log_p_NV, log_q_NV, spec)
