@@ -35,8 +35,10 @@
 //
 // Saved for backward: the gradients, complete but for the incoming factor (scale.cpp).
 //
-// Not supported: float64, the other divergences, double backward (all eager), and
-// splitting a row between threads, so fewer rows than threads leave some idle.
+// Rows left over when each thread has had as many as the others are split between them, for forward
+// KL: the parts' sums are joined between the two sweeps.
+//
+// Not supported: float64, the other divergences and double backward, which are all eager.
 #include <torch/csrc/stable/library.h>
 
 #include "kd_op.h"
@@ -73,7 +75,7 @@ Result dense_kd(Tensor student, Tensor teacher, std::optional<Tensor> labels,
        {divergence, alpha, beta, temperature, teacher_temperature, logit_scale, teacher_logit_scale,
         softcap, teacher_softcap, kd_scale, kd_weight, ce_weight, hidden_weight, hidden_distance,
         vocab_size, ignore_index, reduction, needs_grad_student, needs_grad_hidden}},
-      kernels().dense_rows);
+      kernels().dense_rows, kernels().dense_split_row);
 }
 
 }  // namespace

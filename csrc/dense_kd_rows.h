@@ -179,6 +179,17 @@ class Sweeps {
     sums.z_ce *= ::exp2(-rise_s * kLog2E);
   }
 
+  // Adds the sums of other columns of the same row.
+  void join(RowSums& sums, RowSums others) const {
+    raise(sums, others.max_s, others.max_t);
+    raise(others, sums.max_s, sums.max_t);
+    sums.z_s += others.z_s;
+    sums.z_t += others.z_t;
+    sums.z_ce += others.z_ce;
+    sums.cross_t += others.cross_t;
+    sums.cross_s += others.cross_s;
+  }
+
   // Runs are short enough for float: what they leave is added up in double.
   template <Label kLabel>
   void add_to_sums(Row& row, int size) const {

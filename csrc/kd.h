@@ -114,13 +114,30 @@ struct Terms {
   double kd = 0.0, ce = 0.0, hidden = 0.0;
 };
 
+// act(part) for each part, on the threads at hand. A kernel has no other way to them: it is
+// compiled for its instruction set, and includes nothing that others compile too.
+struct Parallel {
+  void (*run)(int num_parts, void (*act)(const void* context, int part), const void* context);
+
+  template <class Act>
+  void operator()(int num_parts, const Act& act) const {
+    run(
+        num_parts, [](const void* context, int part) { (*static_cast<const Act*>(context))(part); },
+        &act);
+  }
+};
+
 // terms[n] of the rows in [begin, end) that count, whose gradients are written.
 using RowsKernel = void (*)(const KD&, int64_t begin, int64_t end, Terms* terms);
+
+// The same for one row that counts, split between threads.
+using SplitRowKernel = void (*)(const KD&, int64_t n, int num_parts, const Parallel&, Terms* terms);
 
 // What one instruction set offers.
 struct Kernels {
   const char* name;
   RowsKernel dense_rows;
+  SplitRowKernel dense_split_row;
   // row[0..count) *= factor
   void (*scale)(DType, void* row, int64_t count, float factor);
 };

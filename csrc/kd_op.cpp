@@ -14,6 +14,8 @@ using torch::stable::new_empty;
 constexpr int64_t kElementsPerTask = 16384;
 // Hidden states of a task's rows lie side by side in each layer: long stretches stream better.
 constexpr int64_t kHiddenElementsPerTask = 131072;
+constexpr int64_t kSmallestPart = 8192;  // columns of a row that is split between threads
+constexpr int64_t kRowsAThread = 8;      // with as many, a few rows left over matter little
 // Gradients that a cache would not keep anyway are written past it, in long rows: short ones begin
 // and end within cache lines.
 constexpr int64_t kStreamedBytes = int64_t{4} << 20;
@@ -127,24 +129,46 @@ double weighted(const KD& op, const Terms& terms) {  // a weight of 0 silences i
   return loss;
 }
 
-// The terms of all rows; threads take the next group of rows as they become free.
-std::vector<Terms> run_rows(const KD& op, RowsKernel kernel) {
+// The terms of rows [0, num_rows); threads take the next group of rows as they become free.
+void run_rows(const KD& op, int64_t num_rows, RowsKernel kernel, Terms* terms) {
   int64_t row_elements = op.num_columns;
   for (int64_t l = 0; l < op.num_layers; ++l) row_elements += op.num_positions * op.layers[l].width;
   const int64_t task = op.num_layers > 0 ? kHiddenElementsPerTask : kElementsPerTask;
   const int64_t group = task / (row_elements + 1) + 1;
-  std::vector<Terms> terms(op.num_rows);
   std::atomic<int64_t> next = 0;
   const auto work = [&](int64_t, int64_t) {
-    for (int64_t begin; (begin = next.fetch_add(group)) < op.num_rows;) {
-      const int64_t end = std::min(op.num_rows, begin + group);
+    for (int64_t begin; (begin = next.fetch_add(group)) < num_rows;) {
+      const int64_t end = std::min(num_rows, begin + group);
       for (int64_t n = begin; n < end; ++n) {
         if (!op.counts(n)) clear_row(op, n);
       }
-      kernel(op, begin, end, terms.data());
+      kernel(op, begin, end, terms);
     }
   };
   torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, work);
+}
+
+void run_parts(int num_parts, void (*act)(const void* context, int part), const void* context) {
+  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) act(context, static_cast<int>(part));
+  });
+}
+
+// The terms of all rows. The last few, which would leave threads idle, are split between them.
+std::vector<Terms> run_all_rows(const KD& op, RowsKernel kernel, SplitRowKernel split_row) {
+  std::vector<Terms> terms(op.num_rows);
+  const int64_t num_threads = torch::stable::get_num_threads();
+  const int64_t num_parts = std::min(num_threads, op.num_columns / kSmallestPart);
+  const bool is_split = split_row && num_parts > 1 && op.num_rows < kRowsAThread * num_threads;
+  const int64_t num_whole = is_split ? op.num_rows / num_threads * num_threads : op.num_rows;
+  if (num_whole > 0) run_rows(op, num_whole, kernel, terms.data());
+  for (int64_t n = num_whole; n < op.num_rows; ++n) {
+    if (op.counts(n)) {
+      split_row(op, n, static_cast<int>(num_parts), {run_parts}, terms.data());
+    } else {
+      clear_row(op, n);
+    }
+  }
   return terms;
 }
 
@@ -206,7 +230,7 @@ std::vector<HiddenLayer> hidden_layers(Arguments& arguments, std::vector<Tensor>
 
 }  // namespace
 
-Result run(KD op, Arguments arguments, RowsKernel kernel) {
+Result run(KD op, Arguments arguments, RowsKernel kernel, SplitRowKernel split_row) {
   check_inputs(arguments);
   const Options& options = arguments.options;
   const Tensor student = with_contiguous_rows(arguments.student);
@@ -255,7 +279,7 @@ Result run(KD op, Arguments arguments, RowsKernel kernel) {
     op.stream_grad = row_bytes >= kStreamedRowBytes && op.num_rows * row_bytes >= kStreamedBytes;
   }
 
-  const std::vector<Terms> terms = run_rows(op, kernel);
+  const std::vector<Terms> terms = run_all_rows(op, kernel, split_row);
   const bool is_per_token = options.reduction == "none";
   Tensor parts[4];
   for (Tensor& part : parts) {

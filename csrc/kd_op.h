@@ -31,6 +31,7 @@ struct Arguments {
 using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // Runs a kernel over all rows. `op` comes with its teacher; the rest is filled in from `arguments`.
-Result run(KD op, Arguments arguments, RowsKernel kernel);
+// Rows are split only where there is a kernel for that.
+Result run(KD op, Arguments arguments, RowsKernel kernel, SplitRowKernel split_row = nullptr);
 
 }  // namespace mkd

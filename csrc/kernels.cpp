@@ -9,19 +9,30 @@
 
 namespace mkd::MKD_ISA {
 
+static bool is_plain_forward_kl(const KD& op) {
+  return op.divergence == Divergence::kForwardKL && op.softcap == 0.0 && op.teacher_softcap == 0.0;
+}
+
 static void logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  const bool has_softcap = op.softcap != 0.0 || op.teacher_softcap != 0.0;
-  if (op.divergence == Divergence::kForwardKL && !has_softcap) {
-    return op.num_columns <= kShortColumns ? short_rows(op, begin, end, terms)
-                                           : long_rows(op, begin, end, terms);
-  }
-  logits_rows(op, begin, end, terms);
+  if (!is_plain_forward_kl(op)) return logits_rows(op, begin, end, terms);
+  if (op.num_columns <= kShortColumns) return short_rows(op, begin, end, terms);
+  long_rows(op, begin, end, terms);
 }
 
 static void dense_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   if (op.num_columns > 0) logits(op, begin, end, terms);
   hidden_rows(op, begin, end, terms);
   if (op.stream_grad) finish_streams();
+}
+
+static void dense_split_row(const KD& op, int64_t n, int num_parts, const Parallel& parallel,
+                            Terms* terms) {
+  if (is_plain_forward_kl(op)) {
+    terms[n] = split_long_row(op, n, num_parts, parallel);
+  } else {
+    logits_rows(op, n, n + 1, terms);
+  }
+  hidden_rows(op, n, n + 1, terms);
 }
 
 static void scale(DType dtype, void* row, int64_t count, float factor) {
@@ -34,6 +45,6 @@ static void scale(DType dtype, void* row, int64_t count, float factor) {
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {MKD_TEXT(MKD_ISA), dense_rows, scale};
+const Kernels kernels = {MKD_TEXT(MKD_ISA), dense_rows, dense_split_row, scale};
 
 }  // namespace mkd::MKD_ISA

@@ -9,35 +9,68 @@
 // from memory next is fetched while arithmetic is going on, a line for each line that is used.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "dense_kd_rows.h"
 
 namespace mkd::MKD_ISA {
 
+// Columns [first, last) of rows, whose exponentials are kept in `storage`.
 template <Label kLabel>
 class LongRows {
  public:
-  explicit LongRows(const KD& op) : op(op), sweeps(op) {
-    const int64_t num_blocks = op.num_columns / kBlock + 2;  // the first and last may be short
-    references.resize(num_blocks);
-    static thread_local std::vector<float> storage;
-    storage.resize(kArrays * num_blocks * kBlock + kAlignment);
+  LongRows(const KD& op, int64_t first, int64_t last, std::vector<float>& storage)
+      : op(op), sweeps(op), first(first), last(last) {
+    const int64_t most_blocks = (last - first) / kBlock + 2;  // the first and last may be short
+    references.resize(most_blocks);
+    storage.resize(kArrays * most_blocks * kBlock + kAlignment);
     const auto address = reinterpret_cast<uintptr_t>(storage.data());
     e_s = storage.data() + (-address % (kAlignment * sizeof(float))) / sizeof(float);
-    e_t = e_s + num_blocks * kBlock;
-    e_own = e_t + num_blocks * kBlock;
+    e_t = e_s + most_blocks * kBlock;
+    e_own = e_t + most_blocks * kBlock;
   }
 
-  Terms run(int64_t n) {
-    const char* grad = op.grad.data ? op.grad.row(n) : nullptr;
+  // First sweep: the sums, and the exponentials for the last one.
+  RowSums collect(int64_t n) {
     const int64_t element = op.grad.element_size();
-    head = op.stream_grad ? Sweeps<D>::columns_to_alignment(grad, element) : 0;
-    collect(n);
-    Row row{n, nullptr, nullptr, false, sums, {}};
+    head = !op.stream_grad ? 0
+                           : std::min(last - first, Sweeps<D>::columns_to_alignment(
+                                                        op.grad.row(n) + first * element, element));
+    sums = {};
+    for (int64_t b = 0; b < num_blocks(); ++b) {
+      switch (op.student.dtype) {
+        case DType::kBFloat16:
+          collect_of<BFloat16>(n, b);
+          break;
+        case DType::kFloat16:
+          collect_of<Float16>(n, b);
+          break;
+        default:
+          collect_of<float>(n, b);
+      }
+    }
+    return sums;
+  }
+
+  // The row's terms, and the factors of its gradient, from the sums of all its columns.
+  Terms finish(int64_t n, const RowSums& all_sums, RowFactors& factors) const {
+    Row row{n, nullptr, nullptr, false, all_sums, {}};
     const Terms terms = sweeps.finish(row);
-    if (grad) write_gradient(n, row.factors);
+    factors = row.factors;
     return terms;
+  }
+
+  // Last sweep, over what the first one has kept.
+  void write_gradient(int64_t n, const RowSums& all_sums, const RowFactors& factors) {
+    sums = all_sums;
+    using Nothing = KL<false, false>;
+    const bool without_kd = op.kd_weight == 0.0, without_label = sweeps.label_weight == 0.0;
+    if (without_kd && without_label) return write_gradient<Nothing, Label::kNone>(n, factors);
+    if (without_kd) return write_gradient<Nothing, kLabel>(n, factors);
+    if (without_label) return write_gradient<D, Label::kNone>(n, factors);
+    write_gradient<D, kLabel>(n, factors);
   }
 
  private:
@@ -56,31 +89,18 @@ class LongRows {
   const Sweeps<D> sweeps;
   const Vec scale_s = all(static_cast<float>(op.logit_scale));
   const Vec scale_t = all(static_cast<float>(op.teacher_logit_scale));
+  const int64_t first, last;
   RowSums sums;
   int64_t head;                       // columns before the first aligned one of the gradient
   std::vector<Reference> references;  // of each block
   float *e_s, *e_t, *e_own;
 
   // Block b is [begin, end), and its exponentials lie at b * kBlock.
-  int64_t num_blocks() const { return (head > 0) + (op.num_columns - head + kBlock - 1) / kBlock; }
-  int64_t begin_of(int64_t b) const { return b == 0 ? 0 : head + (b - (head > 0)) * kBlock; }
-  int64_t end_of(int64_t b) const { return std::min(begin_of(b + 1), op.num_columns); }
-
-  void collect(int64_t n) {
-    sums = {};
-    for (int64_t b = 0; b < num_blocks(); ++b) {
-      switch (op.student.dtype) {
-        case DType::kBFloat16:
-          collect_of<BFloat16>(n, b);
-          break;
-        case DType::kFloat16:
-          collect_of<Float16>(n, b);
-          break;
-        default:
-          collect_of<float>(n, b);
-      }
-    }
+  int64_t num_blocks() const { return (head > 0) + (last - first - head + kBlock - 1) / kBlock; }
+  int64_t begin_of(int64_t b) const {
+    return first + (b == 0 ? 0 : head + (b - (head > 0)) * kBlock);
   }
+  int64_t end_of(int64_t b) const { return std::min(begin_of(b + 1), last); }
 
   template <class S>
   void collect_of(int64_t n, int64_t b) {
@@ -193,15 +213,6 @@ class LongRows {
     block.cross.add(run.cross);
   }
 
-  void write_gradient(int64_t n, const RowFactors& factors) {
-    using Nothing = KL<false, false>;
-    const bool without_kd = op.kd_weight == 0.0, without_label = sweeps.label_weight == 0.0;
-    if (without_kd && without_label) return write_gradient<Nothing, Label::kNone>(n, factors);
-    if (without_kd) return write_gradient<Nothing, kLabel>(n, factors);
-    if (without_label) return write_gradient<D, Label::kNone>(n, factors);
-    write_gradient<D, kLabel>(n, factors);
-  }
-
   // GradientD and kUsed leave out what has no weight.
   template <class GradientD, Label kUsed>
   void write_gradient(int64_t n, const RowFactors& whole) {
@@ -235,30 +246,67 @@ class LongRows {
       }
       store_block(op.grad.dtype, grad, begin, static_cast<int>(end - begin), block, op.stream_grad);
     }
-    sweeps.clear_padding(grad);
+    if (last == op.num_columns) sweeps.clear_padding(grad);
   }
 };
 
-// terms[n] and the gradient of those rows in [begin, end) that count.
-template <Label kLabel>
-inline void long_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  LongRows<kLabel> rows(op);
-  for (int64_t n = begin; n < end; ++n) {
-    if (op.counts(n)) terms[n] = rows.run(n);
+// act(std::integral_constant<Label, ...>) with the label of the call.
+template <class Act>
+inline void with_label_of(const KD& op, Act act) {
+  switch (Sweeps<KL<true, false>>(op).label) {
+    case Label::kNone:
+      return act(std::integral_constant<Label, Label::kNone>{});
+    case Label::kSame:
+      return act(std::integral_constant<Label, Label::kSame>{});
+    case Label::kSquare:
+      return act(std::integral_constant<Label, Label::kSquare>{});
+    case Label::kOwn:
+      return act(std::integral_constant<Label, Label::kOwn>{});
   }
 }
 
+// terms[n] and the gradient of those rows in [begin, end) that count.
 inline void long_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  switch (Sweeps<KL<true, false>>(op).label) {
-    case Label::kNone:
-      return long_rows<Label::kNone>(op, begin, end, terms);
-    case Label::kSame:
-      return long_rows<Label::kSame>(op, begin, end, terms);
-    case Label::kSquare:
-      return long_rows<Label::kSquare>(op, begin, end, terms);
-    case Label::kOwn:
-      return long_rows<Label::kOwn>(op, begin, end, terms);
-  }
+  with_label_of(op, [&](auto label) {
+    static thread_local std::vector<float> storage;
+    LongRows<label> rows(op, 0, op.num_columns, storage);
+    for (int64_t n = begin; n < end; ++n) {
+      if (!op.counts(n)) continue;
+      const RowSums sums = rows.collect(n);
+      RowFactors factors;
+      terms[n] = rows.finish(n, sums, factors);
+      if (op.grad.data) rows.write_gradient(n, sums, factors);
+    }
+  });
+}
+
+// The same for one row, in parts that different threads take.
+inline Terms split_long_row(const KD& op, int64_t n, int num_parts, const Parallel& parallel) {
+  Terms terms;
+  with_label_of(op, [&](auto label) {
+    using Part = LongRows<label>;
+    std::vector<std::vector<float>> storages(num_parts);
+    std::vector<Part> parts;
+    std::vector<RowSums> sums(num_parts);
+    const auto column = [&](int64_t part) {  // a part begins where a block does
+      return part == num_parts ? op.num_columns
+                               : op.num_columns * part / num_parts / kBlock * kBlock;
+    };
+    for (int i = 0; i < num_parts; ++i) {
+      parts.emplace_back(op, column(i), column(i + 1), storages[i]);
+    }
+    parallel(num_parts, [&](int i) { sums[i] = parts[i].collect(n); });
+    const Sweeps<KL<true, false>> sweeps(op);
+    for (int i = 1; i < num_parts; ++i) sweeps.join(sums[0], sums[i]);
+    RowFactors factors;
+    terms = parts[0].finish(n, sums[0], factors);
+    if (!op.grad.data) return;
+    parallel(num_parts, [&](int i) {
+      parts[i].write_gradient(n, sums[0], factors);
+      if (op.stream_grad) finish_streams();
+    });
+  });
+  return terms;
 }
 
 }  // namespace mkd::MKD_ISA

@@ -1,0 +1,72 @@
+"""Rows that would leave threads idle are split between them, and mean the same."""
+
+import pytest
+import torch
+from budget import assert_within_budget
+from dense_kd_input import BF16, F32, case
+
+from mkd_fast import kd_loss
+from mkd_fast.losses import ops
+
+pytestmark = pytest.mark.skipif(
+    ops.missing_kernels("cpu") is not None, reason=str(ops.missing_kernels("cpu"))
+)
+
+
+def rising(num_rows, num_columns, **fields):
+    """Each part's largest logit is larger than that of the part before."""
+    arguments = case(num_rows, num_columns, **fields)
+    arguments["student_logits"] += torch.linspace(0, 60, num_columns)
+    return arguments
+
+
+def empty_part(num_rows, num_columns):
+    """A part of the row without any probability, on either side."""
+    arguments = case(num_rows, num_columns, has_labels=False)
+    for side in ("student_logits", "teacher"):
+        arguments[side][:, : num_columns // 2] = -torch.inf
+    return arguments
+
+
+CASES = {
+    "one row": case(1, 40_003, temperature=2.0),
+    "one row more than threads": case(4, 30_000),
+    "fewer rows than threads": case(2, 50_001, dtypes=(BF16, F32), temperature=3.0),
+    "a row that does not count": case(2, 30_000, mask=torch.tensor([False, True])),
+    "the label in the last part": case(1, 40_000, labels=torch.tensor([39_999])),
+    "padded vocabulary": case(2, 40_000, vocab_size=36_001),
+    "the maximum rises from part to part": rising(1, 40_000, temperature=0.7),
+    "a part of no probability": empty_part(1, 40_000),
+    "no kd weight": case(1, 40_000, kd_weight=0.0),
+    "fewer columns than two parts": case(1, 10_000),
+    "another divergence": case(1, 40_000, divergence="jsd"),
+    "past the caches": case(1, 1_200_000, size=1.0),
+}
+
+
+@pytest.fixture(params=[2, 3], ids=["2 threads", "3 threads"], autouse=True)
+def _threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def evaluate(arguments, dtype, impl):
+    sides = {
+        side: arguments[side] if dtype is None else arguments[side].to(dtype)
+        for side in ("student_logits", "teacher")
+    }
+    student = sides["student_logits"].detach().requires_grad_()
+    out = kd_loss(**(arguments | sides | {"student_logits": student}), impl=impl)
+    (gradient,) = torch.autograd.grad(out.loss.sum(), student)
+    return {"loss": out.loss.detach(), "kd": out.kd, "ce": out.ce, "gradient": gradient}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_split_rows_are_within_the_error_budget(name):
+    arguments = CASES[name]
+    actual = evaluate(arguments, None, "fused")
+    exact, plain = evaluate(arguments, torch.float64, "eager"), evaluate(arguments, F32, "eager")
+    for what, value in actual.items():
+        assert_within_budget(value, exact[what].double(), plain[what].to(value.dtype), what)
