@@ -5,7 +5,6 @@ layers besides, and on a GPU some are the Jensen-Shannon divergence, which rival
 the rivals are the formula of a training script, and torch.compile of it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from mkd_fast import kd_loss
-from mkd_fast.benchmarks import formulas
+from mkd_fast.benchmarks import formulas, published
 from mkd_fast.benchmarks.case import STREAM, Budget, Case
 from mkd_fast.benchmarks.formulas import CE_WEIGHT, TEMPERATURE
-from mkd_fast.benchmarks.inputs import Inputs, Run, by_rows, exact, with_gradients
+from mkd_fast.benchmarks.inputs import Inputs, by_rows, exact, with_gradients
+from mkd_fast.benchmarks.roofline import rows_that_fit
 from mkd_fast.losses.loss import Impl
 
 _LARGE_VOCABULARY = (Budget("torch.compile", 4.0), Budget("eager", 12.0), Budget(STREAM, 0.5))
@@ -69,6 +69,20 @@ SHAPES = (
     Shape(torch.float32, 32_768, 60, _FEW_COLUMNS),
     Shape(torch.float32, 32, 60, num_layers=8, num_positions=128, width=768),
 )
+
+
+def gpu_shapes(device: torch.device) -> list[Shape]:
+    """Shapes for a GPU, as many rows as fit, what matters most first."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    large = [
+        Shape(dtype, rows_that_fit(device, num_columns), num_columns)
+        for dtype, num_columns in (
+            (bf16, 128_256), (bf16, 32_000), (bf16, 151_936), (bf16, 250_002),
+            (fp32, 128_256), (fp32, 32_000),
+        )
+    ]  # fmt: skip
+    jsd = replace(large[0], divergence="jsd")
+    return [large[0], Shape(bf16, 32_768, 60), large[1], jsd, *large[2:]]
 
 
 def make_inputs(shape: Shape, device: torch.device, seed: int) -> Inputs:
@@ -138,8 +152,8 @@ def num_bytes_moved(shape: Shape, device: torch.device) -> int:
     return logits + 3 * size * num_hidden
 
 
-def make_case(shape: Shape, device: torch.device, rivals: Mapping[str, Run] | None = None) -> Case:
-    """A shape with everyone who computes it; ``rivals`` come from other packages."""
+def make_case(shape: Shape, device: torch.device) -> Case:
+    """A shape with everyone who computes it."""
     ours = partial(loss_of, divergence=shape.divergence)
     formula = getattr(formulas, shape.formula_name)
     return Case(
@@ -147,12 +161,12 @@ def make_case(shape: Shape, device: torch.device, rivals: Mapping[str, Run] | No
         make_inputs=partial(make_inputs, shape, device),
         exact=by_rows(partial(ours, impl="eager"), exact),
         plain=by_rows(partial(ours, impl="eager"), with_gradients),
-        rough=with_gradients(partial(formula, dtype=shape.dtype)) if rivals else None,
+        rough=with_gradients(partial(formula, dtype=shape.dtype)),
         variants={
             "fused": with_gradients(ours),
             "eager": with_gradients(formula),
             "torch.compile": with_gradients(formulas.compiled(formula)),
-            **(rivals or {}),
+            **(published.rivals(shape.formula_name) if device.type == "cuda" else {}),
         },
         num_bytes=num_bytes_moved(shape, device),
         budgets=ON_GPU if device.type == "cuda" else shape.cpu_budgets,
@@ -161,4 +175,5 @@ def make_case(shape: Shape, device: torch.device, rivals: Mapping[str, Run] | No
 
 def cases(device: torch.device, *, is_tiny: bool) -> list[Case]:
     """All cases of the op."""
-    return [make_case(shape.tiny() if is_tiny else shape, device) for shape in SHAPES]
+    shapes = gpu_shapes(device) if device.type == "cuda" else SHAPES
+    return [make_case(shape.tiny() if is_tiny else shape, device) for shape in shapes]

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -98,9 +99,15 @@ def measure(case: Case, device: torch.device, limit: StreamingLimit, effort: Eff
         return measurement
     runs = {name: run for name, run in case.variants.items() if name not in refused}
     runs.update(case.yardsticks)
-    extra_bytes = {
-        name: peak_extra_bytes(lambda run=run: run(inputs), device) for name, run in runs.items()
-    }
+    extra_bytes = {}
+    for name, run in runs.items():
+        try:
+            extra_bytes[name] = peak_extra_bytes(partial(run, inputs), device)
+        except torch.OutOfMemoryError:
+            refused[name] = "out of memory"
+    runs = {name: run for name, run in runs.items() if name in extra_bytes}
+    if measurement.is_ours_wrong:
+        return measurement
     num_calls = effort.max_rounds * len(runs)
     num_sets = min(num_calls, 2 + 2 * last_cache_bytes(device) // inputs.num_bytes)
     input_sets = itertools.cycle([inputs, *map(case.make_inputs, range(1, num_sets))])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from mkd_fast.losses import ops
+
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"  # proc(5): the peak resident set becomes the present one
 
@@ -15,9 +17,9 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> float:
     """Most memory that a call holds at once beyond what was held before; its result counts.
 
     On a GPU the caching allocator says. On a CPU it is the process's resident set, so scratch
-    memory of C++, MKL and OpenMP is seen as well as tensors; pages that earlier calls left behind
-    are given back first. Only memory that is touched counts, to a few pages. NaN where the system
-    does not tell (it is Linux's).
+    memory of C++, MKL and OpenMP is seen as well as tensors; what earlier calls left behind, or we
+    keep for the next gradient, is given back first. Only memory that is touched counts, to a few
+    pages. NaN where the system does not tell (it is Linux's).
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -29,6 +31,8 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> float:
     if not _CLEAR.exists():
         return math.nan
     ctypes.CDLL(None).malloc_trim(0)
+    if not ops.missing_kernels("cpu"):
+        torch.ops.mkd_fast.release_kept_memory()
     _CLEAR.write_text(_RESET_PEAK)
     before = _status_bytes("VmRSS")
     _kept = call()

@@ -15,6 +15,8 @@ from torch import Tensor
 # Of the last-level cache: smaller buffers would be served from it.
 _TIMES_LAST_CACHE = 4
 _UNKNOWN_CACHE_BYTES = 64 << 20
+_EAGER_BYTES_A_LOGIT = 128  # held at once by eager, the truth and two sets of inputs
+_MOST_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ def last_cache_bytes(device: torch.device) -> int:
     sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     kibibytes = [int(size.read_text().strip().removesuffix("K")) for size in sizes]
     return max(kibibytes) << 10 if kibibytes else _UNKNOWN_CACHE_BYTES
+
+
+def rows_that_fit(device: torch.device, num_columns: int) -> int:
+    """Rows of a GPU's benchmark: a power of two, so that the hungriest rival fits in its memory."""
+    memory_bytes = torch.cuda.get_device_properties(device).total_memory
+    fitting = int(memory_bytes // (_EAGER_BYTES_A_LOGIT * num_columns))
+    return int(min(_MOST_ROWS, 1 << (fitting.bit_length() - 1)))
 
 
 @dataclass(frozen=True, eq=False)

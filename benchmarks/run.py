@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich
 import torch
 
 from mkd_fast.benchmarks import dense_kd, report, results
@@ -39,6 +38,8 @@ def bench(
         RuntimeError: there is no fused kernel here, or one that computes something else; the
             cases that were right are written.
     """
+    import rich
+
     for op in ops:
         one_of("bench", "op", op, tuple(OPS))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,6 +65,8 @@ def bench(
 def _measured(
     case: Case, device: torch.device, limit: StreamingLimit, effort: Effort
 ) -> Measurement:
+    import rich
+
     torch.compiler.reset()  # each case compiles for its own shape
     measurement = measure(case, device, limit, effort)
     rich.print(report.table(measurement, device).to_rich())

@@ -5,7 +5,6 @@ and torch.compile of it; ``dense_kd`` is timed beside them on the logits that we
 show what the cut saves.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,6 +16,7 @@ from mkd_fast.benchmarks import dense_kd, formulas
 from mkd_fast.benchmarks.case import STREAM, Budget, Case
 from mkd_fast.benchmarks.formulas import CE_WEIGHT, TEMPERATURE
 from mkd_fast.benchmarks.inputs import Inputs, Run, by_rows, exact, with_gradients
+from mkd_fast.benchmarks.roofline import rows_that_fit
 from mkd_fast.losses.loss import Impl
 
 _SPARSE = ("ids", "logits", "log_z")
@@ -51,6 +51,17 @@ SHAPES = tuple(
     for num_rows, num_columns in ((512, 32_000), (128, 128_256))
     for dtype in (torch.float32, torch.bfloat16)
 )
+
+
+def gpu_shapes(device: torch.device) -> list[Shape]:
+    """Shapes for a GPU, as many rows as fit, what matters most first."""
+    return [
+        Shape(dtype, rows_that_fit(device, num_columns), num_columns, num_kept)
+        for dtype, num_columns, num_kept in (
+            (torch.bfloat16, 128_256, 64), (torch.bfloat16, 32_000, 64),
+            (torch.bfloat16, 128_256, 16), (torch.float32, 128_256, 64),
+        )
+    ]  # fmt: skip
 
 
 def make_inputs(shape: Shape, device: torch.device, seed: int) -> Inputs:
@@ -95,14 +106,18 @@ def num_bytes_moved(shape: Shape, device: torch.device) -> int:
         from mkd_fast.kernels.sparse_kd import traffic
 
         return traffic(
-            shape.num_rows, shape.num_columns, shape.num_kept, student_bytes=size, value_bytes=size
+            shape.num_rows,
+            shape.num_columns,
+            shape.num_kept,
+            student_bytes=size,
+            entry_bytes=_ID_BYTES + size,
         ).num_bytes
     kept = shape.num_rows * (shape.num_kept * (_ID_BYTES + size) + 4)
     return 2 * size * shape.num_rows * shape.num_columns + kept
 
 
-def make_case(shape: Shape, device: torch.device, rivals: Mapping[str, Run] | None = None) -> Case:
-    """A shape with everyone who computes it; ``rivals`` come from other packages."""
+def make_case(shape: Shape, device: torch.device) -> Case:
+    """A shape with everyone who computes it."""
 
     def without_dense(run: Run) -> Run:
         return lambda inputs: run(inputs.without("teacher"))
@@ -118,7 +133,6 @@ def make_case(shape: Shape, device: torch.device, rivals: Mapping[str, Run] | No
             "fused": without_dense(with_gradients(loss_of)),
             "eager": without_dense(with_gradients(formula)),
             "torch.compile": without_dense(with_gradients(formulas.compiled(formula))),
-            **(rivals or {}),
         },
         yardsticks={
             "dense_kd": lambda inputs: with_gradients(dense_kd.loss_of)(inputs.without(*_SPARSE))
@@ -132,4 +146,5 @@ def make_case(shape: Shape, device: torch.device, rivals: Mapping[str, Run] | No
 
 def cases(device: torch.device, *, is_tiny: bool) -> list[Case]:
     """All cases of the op."""
-    return [make_case(shape.tiny() if is_tiny else shape, device) for shape in SHAPES]
+    shapes = gpu_shapes(device) if device.type == "cuda" else SHAPES
+    return [make_case(shape.tiny() if is_tiny else shape, device) for shape in shapes]

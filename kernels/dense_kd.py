@@ -98,10 +98,17 @@ def dense_kd(student: Tensor, teacher: Tensor, *inputs: Any, **options: Any) -> 
 
 
 def plan(
-    inputs: Inputs, teacher: Tensor, options: Options, warp_size: int
+    inputs: Inputs,
+    teacher: Tensor,
+    options: Options,
+    warp_size: int,
+    config: LaunchConfig | None = None,
 ) -> tuple[list[Launch], Results]:
-    """The launches that compute the op, none of them run yet, and what they will write."""
-    config = _config(inputs, teacher, warp_size)
+    """The launches that compute the op, none of them run yet, and what they will write.
+
+    ``config`` is tried instead of the launch table's: benchmarks/tune.py.
+    """
+    config = config or _config(inputs, teacher, warp_size)
     frame = Frame.of(inputs, options, config)
     arguments = frame.arguments() | {"teacher": teacher_side(teacher, options)}
     if config.kernel == "tile":

@@ -13,3 +13,13 @@ def ours_is_wrong(op: str, cases: Sequence[str]) -> RuntimeError:
         f"more at {', '.join(cases)}",
         "Nothing was timed there. The kernel's tests narrow it down.",
     )
+
+
+def no_gpu() -> RuntimeError:
+    """The GPU's table is asked for where there is none."""
+    return runtime_error(
+        "gpu.py",
+        "there must be a GPU that torch sees",
+        "torch.cuda.is_available() == False",
+        "Pass --tiny to see it run on the CPU; mkd-fast bench measures that.",
+    )

@@ -138,9 +138,11 @@ def test_only_those_hidden_states_that_need_a_gradient_get_one():
 @pytest.mark.parametrize("view", ["transposed", "expanded", "strided rows"])
 def test_takes_any_strides(view):
     base = normal(60, 60, seed=0)  # many rows: the largest error of a few may be small by chance
-    student = {"transposed": base.T, "expanded": base[:1].expand(60, 60), "strided rows": base[::2]}[
-        view
-    ]
+    student = {
+        "transposed": base.T,
+        "expanded": base[:1].expand(60, 60),
+        "strided rows": base[::2],
+    }[view]
     teacher = normal(*student.shape, seed=1)
     fused, eager = (
         kd_loss(student, teacher, impl=impl, reduction="none") for impl in ("fused", "eager")
