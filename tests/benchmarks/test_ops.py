@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from mkd_fast.benchmarks import dense_kd, sparse_kd
+from mkd_fast.benchmarks import dense_kd, hidden, sparse_kd
 from mkd_fast.benchmarks.case import Case
 from mkd_fast.benchmarks.harness import TINY, measure
 from mkd_fast.benchmarks.judge import judge
@@ -77,3 +77,10 @@ def test_bytes_are_what_sparse_kd_moves() -> None:
     shape = sparse_kd.Shape(torch.bfloat16, 100, 32_000, 64)
     kept = 100 * (64 * (4 + 2) + 4)
     assert sparse_kd.num_bytes_moved(shape, CPU) == 100 * 32_000 * 4 + kept
+
+
+def test_bytes_are_what_hidden_loss_moves() -> None:
+    shape = hidden.Shape(torch.bfloat16, num_layers=2, num_tokens=10, width=8)
+    assert shape.num_bytes == 2 * 10 * 8 * 6
+    int8 = hidden.Shape(torch.bfloat16, num_layers=2, num_tokens=10, width=8, is_int8=True)
+    assert int8.num_bytes == 2 * 10 * (8 * 5 + 4)
