@@ -23,6 +23,7 @@ from mkd_fast.losses import (
     TeacherHead,
     hidden_loss,
     kd_loss,
+    linear_kd_loss,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ __all__ = [
     "distill",
     "hidden_loss",
     "kd_loss",
+    "linear_kd_loss",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from torch import Tensor, device
+from torch import Tensor, device, is_autocast_enabled
 
 from mkd_fast.checks.wording import nearest, runtime_error, type_error, value_error
 from mkd_fast.checks.wording import not_negative as not_negative
@@ -80,8 +80,16 @@ def head(function: str, prefix: str, hidden: Tensor, weight: Tensor, bias: Tenso
             "Pass the bias of that same head, or leave it out.",
         )
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            on_device(function, f"{prefix}{name}", tensor, hidden.device)
+        if tensor is None:
+            continue
+        on_device(function, f"{prefix}{name}", tensor, hidden.device)
+        if tensor.dtype != hidden.dtype and not is_autocast_enabled(hidden.device.type):
+            raise type_error(
+                function,
+                f"{prefix}{name} must have the dtype of {prefix}hidden, {hidden.dtype}",
+                str(tensor.dtype),
+                "Convert one of them, or run under torch.autocast.",
+            )
 
 
 def on_device(function: str, argument: str, tensor: Tensor, device: device) -> None:
@@ -326,4 +334,26 @@ def second_backward(function: str) -> RuntimeError:
         "the fused loss keeps one gradient, for one backward pass",
         "a second one",
         f"Call {function} again, or pass impl='eager' for retain_graph=True.",
+    )
+
+
+def skip_below_off_cpu(device: object) -> ValueError:
+    """To skip columns, the host looks at their gradients."""
+    return value_error(
+        "linear_kd_loss",
+        "skip_below must be None where the host would have to wait for the device",
+        f"student_hidden on {device}",
+        "Leave it out: it is for CPUs.",
+    )
+
+
+def shard_incomplete(has_group: bool, vocab_start: object, vocab_size: object) -> ValueError:
+    """A sharded vocabulary is told by three arguments."""
+    return value_error(
+        "linear_kd_loss",
+        "process_group, vocab_start and vocab_size go together for a vocabulary split over "
+        "processes",
+        f"process_group={'given' if has_group else None}, vocab_start={vocab_start} and "
+        f"vocab_size={vocab_size}",
+        "Pass the first id of this process's columns, and how many are real on all of them.",
     )

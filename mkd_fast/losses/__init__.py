@@ -1,6 +1,7 @@
 """Distillation losses: the public functions, what they take and what they return."""
 
 from mkd_fast.losses.hidden import hidden_loss
+from mkd_fast.losses.linear import linear_kd_loss
 from mkd_fast.losses.loss import KDLoss, kd_loss
 from mkd_fast.losses.spec import LossOutput, LossSpec
 from mkd_fast.losses.targets import (
@@ -24,4 +25,5 @@ __all__ = [
     "TeacherHead",
     "hidden_loss",
     "kd_loss",
+    "linear_kd_loss",
 ]

@@ -12,6 +12,7 @@ from mkd_fast.losses.targets import Teacher
 from mkd_fast.losses.tokens import Tokens
 
 Impl = Literal["eager", "fused"]
+_FIELDS = [field.name for field in dataclasses.fields(LossSpec)]  # torch.compile cannot ask
 
 
 def kd_loss(
@@ -118,10 +119,9 @@ def resolved_spec(function: str, spec: LossSpec | None, fields: dict[str, Any]) 
         if fields:
             raise checks.spec_and_fields(function, fields)
         return spec
-    known = [field.name for field in dataclasses.fields(LossSpec)]
     for name in fields:
-        if name not in known:
-            raise checks.unknown_field(function, name, known)
+        if name not in _FIELDS:
+            raise checks.unknown_field(function, name, _FIELDS)
     return LossSpec(**fields)
 
 

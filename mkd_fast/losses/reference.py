@@ -22,7 +22,7 @@ def _accumulate(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _transformed(logits_NV: Tensor, scale: float, softcap: float | None) -> Tensor:
+def transformed(logits_NV: Tensor, scale: float, softcap: float | None) -> Tensor:
     """Logits as the loss sees them: scaled, then capped; -inf stays a zero probability."""
     scaled = _accumulate(logits_NV) * scale
     if softcap is None:
@@ -31,7 +31,7 @@ def _transformed(logits_NV: Tensor, scale: float, softcap: float | None) -> Tens
 
 
 def _dense(student_NV: Tensor, teacher: Tensor, spec: LossSpec, vocab_size: int) -> Tensor:
-    teacher_NV = _transformed(
+    teacher_NV = transformed(
         teacher[:, :vocab_size], spec.teacher_logit_scale, spec.resolved_teacher_softcap
     ).to(student_NV.dtype)
     if spec.divergence == "logit_mse":
@@ -46,9 +46,7 @@ def _sparse(student_NV: Tensor, teacher: SparseTeacher, spec: LossSpec) -> Tenso
     num_rows, vocab_size = student_NV.shape
     log_q_NV = functional.log_softmax(student_NV / spec.temperature, -1)
     is_empty_NK = teacher.ids < 0
-    logits_NK = _transformed(
-        teacher.logits, spec.teacher_logit_scale, spec.resolved_teacher_softcap
-    )
+    logits_NK = transformed(teacher.logits, spec.teacher_logit_scale, spec.resolved_teacher_softcap)
     log_p_NK = logits_NK / spec.resolved_teacher_temperature - teacher.log_z[:, None]
     log_p_NK = log_p_NK.to(log_q_NV.dtype).masked_fill(is_empty_NK, -torch.inf)
     kept_mass_N = log_p_NK.exp().sum(-1, keepdim=True).clamp(max=1.0)
@@ -112,7 +110,7 @@ def kd(rows: Rows, spec: LossSpec) -> LossOutput:
     """The loss of ``kd_loss`` on flattened rows, for any teacher but ``TeacherHead``."""
     counts_N = rows.counts()
     rows = rows.cleared(counts_N)
-    student_NV = _transformed(rows.student[:, : rows.vocab_size], spec.logit_scale, spec.softcap)
+    student_NV = transformed(rows.student[:, : rows.vocab_size], spec.logit_scale, spec.softcap)
     if isinstance(rows.teacher, SparseTeacher):
         kd_N = _sparse(student_NV, rows.teacher, spec)
     elif isinstance(rows.teacher, SampledTeacher):

@@ -127,6 +127,7 @@ def flatten(
     *,
     tokens: Tokens,
     num_columns: int,
+    is_sharded: bool = False,
     spec: LossSpec,
     mask: Tensor | None,
     vocab_size: int | None,
@@ -137,6 +138,7 @@ def flatten(
     """Check the arguments of a loss and flatten their leading dimensions.
 
     ``student`` is its logits or what a head makes them of; of logits there are ``num_columns``.
+    Where the vocabulary is sharded, these are some of all ``vocab_size``.
     """
     function = tokens.function
     if spec.ce_weight and labels is None:
@@ -150,13 +152,15 @@ def flatten(
         mask = tokens.flat("mask", mask, trailing=0)
     _check_divergence(function, teacher, spec)
     row_teacher, teacher_columns = _flatten_teacher(teacher, tokens, num_columns)
+    if vocab_size is None or not is_sharded or num_columns != teacher_columns:
+        vocab_size = _real_columns(function, num_columns, teacher_columns, vocab_size)
     hidden = matched.flatten(student_hidden, teacher_hidden, hidden_mask, hidden_projection, tokens)
     if spec.hidden_weight and not hidden.student:
         raise checks.hidden_missing(function, tokens.layers, "0 of them")
     rows = Rows(
         student=tokens.flat("student", student, trailing=1),
         teacher=row_teacher,
-        vocab_size=_real_columns(function, num_columns, teacher_columns, vocab_size),
+        vocab_size=vocab_size,
         labels=labels,
         mask=mask,
         num_tokens=_denominator(num_tokens, tokens),

@@ -1,0 +1,160 @@
+"""Autograd of ``linear_kd_loss``: each chunk's logits live until their gradient is used.
+
+Value and gradients are computed together in forward, chunk by chunk, and backward scales the
+gradients by the incoming one. A loss a token (reduction "none") has as many incoming gradients,
+and those of the weight cannot be scaled after they were summed: then forward computes values
+only, and backward goes through the chunks again.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
+
+from mkd_fast.checks import losses as checks
+from mkd_fast.losses import ops, vocab_parallel
+from mkd_fast.losses.linear_gradients import HeadGradients
+from mkd_fast.losses.rows import Rows
+from mkd_fast.losses.spec import LossSpec
+from mkd_fast.losses.targets import TeacherHead
+
+# N tokens of all chunks, c of one; V vocabulary, D width
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is the same for every chunk.
+
+    Attributes:
+        spec: with reduction "sum" or "none".
+        chunks: first and last token of each.
+        dtype: of the student's matrix products and logits.
+        skip_below: see ``linear_kd_loss``.
+        shard: this process's part of the vocabulary, or None for all of it.
+    """
+
+    spec: LossSpec
+    chunks: list[tuple[int, int]]
+    dtype: torch.dtype
+    skip_below: float | None
+    shard: vocab_parallel.Shard | None
+
+
+class _LinearKD(torch.autograd.Function):
+    """(loss, kd, ce), sums or one a token."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Rows, plan: Plan, hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        is_per_token = plan.spec.reduction == "none"
+        needs = (False,) * 3 if is_per_token else ctx.needs_input_grad[2:]
+        outputs, gradients = _sweep(rows, plan, (hidden, weight, bias), needs)
+        if is_per_token:
+            ctx.rows, ctx.plan = rows, plan
+            ctx.save_for_backward(hidden, weight, bias)
+        else:
+            ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
+        ctx.is_per_token, ctx.is_spent, ctx.function = is_per_token, False, rows.tokens.function
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():  # create_graph=True
+                raise checks.double_backward(ctx.function)
+            if ctx.is_spent:
+                raise checks.second_backward(ctx.function)
+            ctx.is_spent = not ctx.is_per_token
+        if ctx.is_per_token:
+            needs = ctx.needs_input_grad[2:]
+            _, sums = _sweep(ctx.rows, ctx.plan, ctx.saved_tensors, needs, grad_loss)
+            grads = [sums.hidden, sums.weight, sums.bias]
+        else:
+            grads = [None if g is None else g.mul_(grad_loss) for g in ctx.saved_tensors]
+        pairs = zip(grads, ctx.dtypes, strict=True)
+        return None, None, *(None if g is None else g.to(dtype) for g, dtype in pairs)
+
+
+def _sweep(
+    rows: Rows,
+    plan: Plan,
+    head: tuple[Tensor, Tensor, Tensor | None],
+    needs: tuple[bool, bool, bool],
+    grad_loss: Tensor | None = None,
+) -> tuple[tuple[Tensor, ...], HeadGradients]:
+    """All chunks: the outputs, and the gradients that are needed."""
+    hidden, weight, bias = head[0].to(plan.dtype), head[1].to(plan.dtype), head[2]
+    bias = None if bias is None else bias.to(plan.dtype)
+    gradients = HeadGradients(hidden, weight, needs, plan.skip_below)
+    rows = replace(rows, student=hidden)
+    outputs = []
+    # whatever autocast asks for is in plan.dtype, cast once and not once a chunk
+    with torch.autocast(hidden.device.type, enabled=False):
+        for begin, end in plan.chunks:
+            part = counted(rows.part(begin, end))
+            scale = None if grad_loss is None else grad_loss[begin:end]
+            output, grad = _loss(with_logits(part, weight, bias), plan, any(needs), scale)
+            outputs.append(output)
+            if any(needs):
+                gradients.add(begin, grad, part.student, weight)
+            del grad  # before the next chunk's logits are made
+    if plan.shard is not None and gradients.hidden is not None:
+        dist.all_reduce(gradients.hidden, group=plan.shard.group)
+    return joined(outputs, plan.spec), gradients
+
+
+def joined(outputs: list[Tensor], spec: LossSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, kd, ce) of all chunks from ``[3]`` or ``[3, c]`` of each."""
+    if spec.reduction == "none":
+        loss, kd, ce = torch.cat(outputs, -1)
+    else:
+        loss, kd, ce = torch.stack(outputs).sum(0)
+    return loss, kd, ce
+
+
+def with_logits(rows: Rows, weight: Tensor, bias: Tensor | None) -> Rows:
+    """Rows of hidden states as rows of logits, on both sides."""
+    real = slice(rows.vocab_size)
+    logits = functional.linear(rows.student, weight[real], None if bias is None else bias[real])
+    return replace(rows.with_teacher_logits(), student=logits)
+
+
+def counted(rows: Rows) -> Rows:
+    """Zeros in what does not count: 0 * NaN must not reach the weight's gradient."""
+    if rows.labels is None and rows.mask is None:
+        return rows
+    return replace(rows, student=rows.student.masked_fill(~rows.counts()[:, None], 0.0))
+
+
+def _loss(
+    rows: Rows, plan: Plan, needs_grad: bool, grad_loss: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Of a chunk of logits: loss, kd and ce, ``[3]`` or ``[3, c]``; the gradient of the logits."""
+    if plan.shard is None:
+        loss, kd, ce, _, grad, _ = ops.run(
+            rows, plan.spec, needs_grad_student=needs_grad, needs_grad_hidden=False
+        )
+    else:
+        loss, kd, ce, grad = vocab_parallel.run(rows, plan.spec, plan.shard, needs_grad=needs_grad)
+    if grad_loss is not None:
+        torch.ops.mkd_fast.scale_(grad, grad_loss)
+    return torch.stack([loss, kd, ce]), grad
+
+
+def run(
+    rows: Rows, plan: Plan, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, kd, ce) of rows of hidden states under this head."""
+    teacher = rows.teacher
+    if isinstance(teacher, TeacherHead) and torch.is_autocast_enabled(rows.student.device.type):
+        hidden_ND, weight_VD, bias_V = teacher.hidden, teacher.weight, teacher.bias
+        bias_V = None if bias_V is None else bias_V.to(plan.dtype)
+        teacher = TeacherHead(hidden_ND.to(plan.dtype), weight_VD.to(plan.dtype), bias_V)
+        rows = replace(rows, teacher=teacher)
+    return _LinearKD.apply(rows, plan, rows.student, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
