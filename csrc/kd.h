@@ -63,16 +63,30 @@ struct HiddenLayer {
 
 // A sparse or sampled teacher: K ids a row with logits or weights, or K packed entries.
 enum class Tail { kBucket, kRenormalize, kDrop, kUniform, kSampled, kPacked };
+struct SparseEntry {
+  int64_t column;  // negative in an empty slot
+  int64_t count;   // of a packed entry: how often it was drawn
+};
 struct Sparse {
   Tail tail = Tail::kBucket;
   int64_t num_kept = 0;       // K
   const char* ids = nullptr;  // int32, int64, or for kPacked three bytes an entry
-  int id_bytes = 4;
-  int64_t id_stride = 0;  // ids (or entries) from row to row
+  int64_t id_bytes = 4, id_row_bytes = 0;
   Matrix values;
   Strided<float> log_z;
-  int id_bits = 0;
-  int64_t num_draws = 0;
+  int64_t id_bits = 0, num_draws = 0;
+
+  [[gnu::always_inline]] SparseEntry entry(int64_t n, int64_t k) const {
+    const char* at = ids + n * id_row_bytes + k * id_bytes;
+    if (tail == Tail::kPacked) {  // little-endian: the id in its low bits, the count above
+      uint8_t bytes[3];
+      __builtin_memcpy(bytes, at, 3);
+      const int64_t packed = bytes[0] | bytes[1] << 8 | bytes[2] << 16, count = packed >> id_bits;
+      return {count == 0 ? -1 : packed & ((int64_t{1} << id_bits) - 1), count};
+    }
+    if (id_bytes == 4) return {*reinterpret_cast<const int32_t*>(at), 0};
+    return {*reinterpret_cast<const int64_t*>(at), 0};
+  }
 };
 
 // One call of a loss op.
@@ -136,7 +150,7 @@ using SplitRowKernel = void (*)(const KD&, int64_t n, int num_parts, const Paral
 // What one instruction set offers.
 struct Kernels {
   const char* name;
-  RowsKernel dense_rows;
+  RowsKernel dense_rows, sparse_rows;
   SplitRowKernel dense_split_row;
   // row[0..count) *= factor
   void (*scale)(DType, void* row, int64_t count, float factor);

@@ -75,17 +75,30 @@ void check_inputs(const Arguments& arguments) {
   check_hidden(arguments);
 }
 
-// Which rows count, after checking every label of one that does.
+void check_label(const KD& op, int64_t n) {
+  const int64_t label = op.labels(n);
+  STD_TORCH_CHECK(0 <= label && label < op.num_columns, "kd_loss: labels must lie in [0, ",
+                  op.num_columns, ") or be ignore_index=", op.ignore_index, ", got ", label,
+                  " at token ", n, ". Set labels of tokens that do not count to ignore_index.");
+}
+
+void check_ids(const KD& op, int64_t n) {
+  for (int64_t k = 0; k < op.sparse.num_kept; ++k) {
+    const int64_t id = op.sparse.entry(n, k).column;
+    STD_TORCH_CHECK(id < op.num_columns, "kd_loss: the teacher's ids must lie in [0, ",
+                    op.num_columns, "), or be -1 where a slot is empty, got ", id, " at token ", n,
+                    ". Map them to the student's vocabulary, and set those it lacks to -1.");
+  }
+}
+
+// How many rows count, after checking every label and id of one that does.
 int64_t count_rows(const KD& op) {
   int64_t num_counted = 0;
   for (int64_t n = 0; n < op.num_rows; ++n) {
     if (!op.counts(n)) continue;
     ++num_counted;
-    if (!op.labels) continue;
-    const int64_t label = op.labels(n);
-    STD_TORCH_CHECK(0 <= label && label < op.num_columns, "kd_loss: labels must lie in [0, ",
-                    op.num_columns, ") or be ignore_index=", op.ignore_index, ", got ", label,
-                    " at token ", n, ". Set labels of tokens that do not count to ignore_index.");
+    if (op.labels) check_label(op, n);
+    check_ids(op, n);
   }
   return num_counted;
 }

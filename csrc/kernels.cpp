@@ -3,6 +3,7 @@
 #include "hidden_rows.h"
 #include "long_rows.h"
 #include "short_rows.h"
+#include "sparse_kd_rows.h"
 
 #define MKD_TEXT_OF(name) #name
 #define MKD_TEXT(name) MKD_TEXT_OF(name)
@@ -13,14 +14,15 @@ static bool is_plain_forward_kl(const KD& op) {
   return op.divergence == Divergence::kForwardKL && op.softcap == 0.0 && op.teacher_softcap == 0.0;
 }
 
-static void logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
+static void dense_logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   if (!is_plain_forward_kl(op)) return logits_rows(op, begin, end, terms);
   if (op.num_columns <= kShortColumns) return short_rows(op, begin, end, terms);
   long_rows(op, begin, end, terms);
 }
 
-static void dense_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  if (op.num_columns > 0) logits(op, begin, end, terms);
+template <RowsKernel kLogits>
+static void rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
+  if (op.num_columns > 0) kLogits(op, begin, end, terms);
   hidden_rows(op, begin, end, terms);
   if (op.stream_grad) finish_streams();
 }
@@ -45,6 +47,7 @@ static void scale(DType dtype, void* row, int64_t count, float factor) {
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {MKD_TEXT(MKD_ISA), dense_rows, dense_split_row, scale};
+const Kernels kernels = {MKD_TEXT(MKD_ISA), rows<dense_logits>, rows<sparse_logits>,
+                         dense_split_row, scale};
 
 }  // namespace mkd::MKD_ISA

@@ -170,7 +170,6 @@ def missing_kernels(device_type: str) -> str | None:
 _NOT_YET: dict[str, set[str]] = {
     "cpu": {
         "divergence",
-        "sparse",
     },
     "cuda": {
         "divergence",
@@ -234,13 +233,18 @@ def _teacher_arguments(
     options: dict[str, Any] = {"id_bits": 0, "num_draws": 0}
     sparse_kd = torch.ops.mkd_fast.sparse_kd
     if isinstance(teacher, SparseTeacher):
-        tensors = (teacher.ids, teacher.logits, teacher.log_z)
-        return sparse_kd, tensors, options | {"tail": teacher.tail}
+        top_k = (_as_ids(teacher.ids), teacher.logits, teacher.log_z.float())
+        return sparse_kd, top_k, options | {"tail": teacher.tail}
     if isinstance(teacher, SampledTeacher):
-        return sparse_kd, (teacher.ids, teacher.weights, None), options | {"tail": "sampled"}
+        sample = (_as_ids(teacher.ids), teacher.weights, None)
+        return sparse_kd, sample, options | {"tail": "sampled"}
     assert isinstance(teacher, PackedSampledTeacher), "a TeacherHead has become logits"
     options = {"id_bits": teacher.id_bits, "num_draws": teacher.num_draws, "tail": "packed"}
     return sparse_kd, (teacher.entries, None, None), options
+
+
+def _as_ids(ids: Tensor) -> Tensor:
+    return ids if ids.dtype in (torch.int32, torch.int64) else ids.long()
 
 
 def spec_options(spec: LossSpec) -> dict[str, Any]:

@@ -1,0 +1,386 @@
+// The sweeps over a row of the student's logits where the teacher left K entries of it.
+// sparse_kd.cpp explains them.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "dense_kd_rows.h"
+#include "events.h"
+#include "sparse_teacher.h"
+
+namespace mkd::MKD_ISA {
+
+// forward_kl, reverse_kl or their sum, event by event, as divergences.h has the others. (Its KL
+// takes the value from sums over all columns, which here leave the kept ones out.) The teacher's
+// probability is positive.
+template <bool kForward, bool kReverse>
+struct EachKL {
+  static void terms(const RowFactors& f, Vec t_s, Vec t_t, Vec& value, Vec& pull, Vec& q) {
+    const Vec log_q = t_s - all(f.exponent_s), log_p = t_t - all(f.exponent_t);
+    const Vec d = (log_p - log_q) + all(f.tilt), per_ln2 = all(static_cast<float>(kLog2E));
+    q = exp2(log_q) * all(f.rest_s);
+    value = pull = all(0.0f);
+    if constexpr (kReverse) {
+      value = pull = where(above(q, value), value - q * d);
+    }
+    if constexpr (kForward) {
+      const Vec p = exp2(log_p) * all(f.rest_t);
+      value = value + p * d;
+      pull = pull - p * per_ln2;
+    }
+  }
+
+  static Vec gradient(const RowFactors& f, Vec t_s, Vec t_t, Vec& q) {
+    Vec value, pull;
+    terms(f, t_s, t_t, value, pull, q);
+    return fma(all(f.slope), pull, all(f.centre) * q);
+  }
+};
+
+// Stands for no policy: what lies outside is one event.
+struct OneEvent {};
+
+class SparseRows {
+ public:
+  explicit SparseRows(const KD& op) : op(op), kept(op) {}
+
+  Terms run(int64_t n) {
+    row = {};
+    row.n = n;
+    row.column = op.labels ? op.labels(n) : -1;
+    blocks = {op.num_columns, op.stream_grad ? columns_to_alignment() : 0};
+    kept.read(n, blocks);
+    collect();
+    normalise();
+    const double kd = op.kd_scale * divergence();
+    const double ce =
+        label == Label::kNone ? 0.0 : ::log(row.z_ce) - (double(row.label_logit) - row.reference);
+    if (op.grad.data) write_gradient();
+    return {kd, ce, 0.0};
+  }
+
+ private:
+  // What the sweeps leave of one row. What lies outside, where the teacher kept nothing, is summed
+  // by itself, with the kept logits taken out: no large share of theirs is ever subtracted again.
+  struct Row {
+    int64_t n = 0;
+    int64_t column = -1;  // of the label
+    float label_logit = 0.0f;
+    float most = kNothing;                          // the largest logit outside
+    double z_outside = 0.0, z_ce_outside = 0.0;     // relative to it
+    double reference = 0.0;                         // the largest logit of all
+    double log_outside = 0.0, z = 0.0, z_ce = 0.0;  // of all columns, relative to that
+    double outside = 0.0;                           // the student's probability outside
+    double outside_pull = 0.0, centre = 0.0;        // of what is outside, and of all: see events.h
+    bool has_each = false;   // what is outside is not one event, but one a column
+    RowFactors factors;      // of those
+    double pull_each = 0.0;  // the pull of each, where that is all the same
+  };
+
+  // What the exponentials of the columns outside are multiplied by to give their gradient.
+  struct Factors {
+    float linear = 0.0f, square = 0.0f, own = 0.0f, constant = 0.0f;
+  };
+
+  // Registers that are added up in float; what they leave is added up in double.
+  static constexpr int kRun = 32 * Vec::kLanes;
+
+  const KD& op;
+  KeptRow kept;
+  Row row;
+  Blocks blocks;
+  alignas(64) float block[kBlock];
+  const bool is_sample = op.sparse.tail == Tail::kSampled || op.sparse.tail == Tail::kPacked;
+  const Label label = !op.labels              ? Label::kNone
+                      : op.temperature == 1.0 ? Label::kSame
+                      : op.temperature == 2.0 ? Label::kSquare
+                                              : Label::kOwn;
+  const double kd_weight =
+      op.row_weight * op.kd_weight * op.kd_scale * op.logit_scale / op.temperature;
+  const double label_weight =
+      label == Label::kNone ? 0.0 : op.row_weight * op.ce_weight * op.logit_scale;
+  const Transform transform{static_cast<float>(op.logit_scale), static_cast<float>(op.softcap)};
+  const Vec rate = all(static_cast<float>(kLog2E / op.temperature));
+  const Vec label_rate = all(static_cast<float>(kLog2E));
+
+  int64_t columns_to_alignment() const {
+    const int64_t element = op.grad.element_size(), line = Vec::kLanes * element;
+    const auto past = reinterpret_cast<uintptr_t>(op.grad.row(row.n)) % line;
+    return (line - static_cast<int64_t>(past)) % line / element;
+  }
+
+  float load(int64_t b) {
+    return load_block(op.student.dtype, op.student.row(row.n), blocks.begin(b), blocks.size(b),
+                      transform, kNothing, block);
+  }
+
+  // First sweep: sums over the columns outside, and the logits of those kept.
+  void collect() {
+    for (int64_t b = 0; b < blocks.count(); ++b) {
+      const float most = take_out_kept(b, load(b));
+      if (const double rose = rise(row.most, most); rose != 0.0) {
+        row.z_outside *= ::exp(-rose / op.temperature);
+        row.z_ce_outside *= ::exp(-rose);
+      }
+      switch (label) {
+        case Label::kOwn:
+          add_block<Label::kOwn>(blocks.size(b));
+          break;
+        case Label::kSquare:
+          add_block<Label::kSquare>(blocks.size(b));
+          break;
+        default:
+          add_block<Label::kNone>(blocks.size(b));
+      }
+    }
+  }
+
+  // Leaves no probability in the kept columns of the block; returns the largest logit left in it.
+  float take_out_kept(int64_t b, float most) {
+    const int64_t begin = blocks.begin(b);
+    const int size = blocks.size(b);
+    if (begin <= row.column && row.column < begin + size) {
+      row.label_logit = block[row.column - begin];
+    }
+    bool took_most = false;
+    kept.each_in(b, [&](Kept& k) {
+      k.logit = block[k.column - begin];
+      block[k.column - begin] = kNothing;
+      took_most = took_most || k.logit == most;
+    });
+    if (!took_most) return most;
+    Vec left = all(kNothing);
+    for (int i = 0; i < size; i += Vec::kLanes) left = max(mkd::MKD_ISA::load(block + i), left);
+    return largest(left);
+  }
+
+  // What is subtracted from logits: their maximum, unless there is nothing above -inf.
+  float reference_outside() const { return row.most == kNothing ? 0.0f : row.most; }
+
+  template <Label kLabel>
+  void add_block(int size) {
+    const Vec reference = all(reference_outside());
+    for (int begin = 0; begin < size; begin += kRun) {
+      const int end = std::min(begin + kRun, size);
+      Vec z = all(0.0f), z_ce = z;
+      for (int i = begin; i < end; i += Vec::kLanes) {
+        const Vec above = mkd::MKD_ISA::load(block + i) - reference;
+        const Vec e = exp2(above * rate);
+        z = z + e;
+        if constexpr (kLabel == Label::kSquare) z_ce = fma(e, e, z_ce);
+        if constexpr (kLabel == Label::kOwn) z_ce = z_ce + exp2(above * label_rate);
+      }
+      row.z_outside += sum(z);
+      row.z_ce_outside += sum(z_ce);
+    }
+  }
+
+  // Joins what is outside and what was kept.
+  void normalise() {
+    float most = row.most;
+    for (const Kept& k : kept) rise(most, k.logit);
+    row.reference = most == kNothing ? 0.0 : most;
+    const double fall = double(row.most) - row.reference;
+    row.log_outside = fall / op.temperature + ::log(row.z_outside);
+    row.z = ::exp(row.log_outside);
+    row.z_ce = ::exp(fall + ::log(row.z_ce_outside));
+    for (Kept& k : kept) {
+      const double above = k.logit - row.reference;
+      k.share = ::exp(above / op.temperature);
+      k.label_share = label == Label::kSame     ? k.share
+                      : label == Label::kSquare ? k.share * k.share
+                      : label == Label::kOwn    ? ::exp(above)
+                                                : 0.0;
+      row.z += k.share;
+      row.z_ce += k.label_share;
+    }
+    if (label == Label::kSame) row.z_ce = row.z;
+  }
+
+  // The divergence, and the pulls that make its gradient.
+  double divergence() {
+    const double log_z = ::log(row.z);
+    double value = 0.0;
+    for (Kept& k : kept) {
+      k.share /= row.z;
+      const double log_q = (k.logit - row.reference) / op.temperature - log_z;
+      const Event event = is_sample ? Event{-k.target * log_q, -k.target}
+                                    : event_of(op, {::exp(k.target), k.target}, {k.share, log_q});
+      k.pull = event.pull;
+      value += event.value;
+      row.centre += event.pull;
+    }
+    row.outside = ::exp(row.log_outside - log_z);
+    if (is_sample || kept.size() >= op.num_columns) return value;
+    const double log_rest = kept.log_rest();
+    const Event event =
+        op.sparse.tail == Tail::kUniform && log_rest > -INFINITY
+            ? each_outside(log_rest - ::log(double(op.num_columns - kept.size())))
+            : event_of(op, {::exp(log_rest), log_rest}, {row.outside, row.log_outside - log_z});
+    row.outside_pull = row.pull_each == 0.0 ? event.pull : 0.0;
+    row.centre += event.pull;
+    return value + event.value;
+  }
+
+  // act(policy) with that of divergences.h that works on the probabilities of each column outside.
+  template <class Act>
+  void with_policy(Act act) const {
+    switch (op.divergence) {
+      case Divergence::kForwardKL:
+        return act(EachKL<true, false>{});
+      case Divergence::kReverseKL:
+        return act(EachKL<false, true>{});
+      case Divergence::kJeffreys:
+        return act(EachKL<true, true>{});
+      case Divergence::kJSD:
+        return act(JSD{});
+      default:
+        break;
+    }
+  }
+
+  // A further sweep, where the teacher gives each column outside a probability of its own.
+  Event each_outside(double log_p) {
+    RowSums sums;
+    sums.z_s = row.z;
+    sums.z_t = ::exp(-log_p);
+    row.factors.normalise(sums);
+    row.factors.share = static_cast<float>(op.beta);
+    Event event;
+    with_policy([&](auto policy) { event = sum_each<decltype(policy)>(); });
+    row.has_each = op.divergence != Divergence::kForwardKL;
+    if (!row.has_each) {
+      row.pull_each = -::exp(log_p);
+      event.pull = row.pull_each * double(op.num_columns - kept.size());
+    }
+    row.factors.slope = static_cast<float>(kd_weight * kLn2);
+    row.factors.centre = static_cast<float>(-kd_weight * (row.centre + event.pull));
+    return event;
+  }
+
+  template <class D>
+  Event sum_each() {
+    const Vec reference = all(static_cast<float>(row.reference)), taken = all(INFINITY);
+    Event event;
+    for (int64_t b = 0; b < blocks.count(); ++b) {
+      load(b);
+      for (int i = blocks.size(b); i % Vec::kLanes != 0; ++i) block[i] = INFINITY;
+      kept.each_in(b, [&](const Kept& k) { block[k.column - blocks.begin(b)] = INFINITY; });
+      for (int begin = 0; begin < blocks.size(b); begin += kRun) {
+        const int end = std::min(begin + kRun, blocks.size(b));
+        Vec values = all(0.0f), pulls = values;
+        for (int i = begin; i < end; i += Vec::kLanes) {
+          const Vec logit = mkd::MKD_ISA::load(block + i);
+          Vec value, pull, q;
+          D::terms(row.factors, (logit - reference) * rate, all(0.0f), value, pull, q);
+          const Mask is_outside = above(taken, logit);
+          values = values + where(is_outside, value);
+          pulls = pulls + where(is_outside, pull);
+        }
+        event.value += kLn2 * sum(values);
+        event.pull += kLn2 * sum(pulls);
+      }
+    }
+    return event;
+  }
+
+  // What a gradient is multiplied by where the logit z is capped.
+  double slope(double z) const {
+    if (op.softcap == 0.0) return 1.0;
+    return z == -INFINITY ? 0.0 : 1.0 - z / op.softcap * (z / op.softcap);
+  }
+
+  // Last sweep: the gradient, block by block, backwards, since the end of the row is in the cache.
+  void write_gradient() {
+    const bool has_kd = op.kd_weight != 0.0, has_label = label_weight != 0.0;
+    char* grad = op.grad.row(row.n);
+    const int64_t element = op.grad.element_size();
+    if (!has_kd && !has_label) {
+      __builtin_memset(grad, 0, op.num_grad_columns * element);
+      return;
+    }
+    const Factors factors = outside_factors(has_kd, has_label);
+    for (Kept& k : kept) {
+      const double kd = has_kd ? kd_weight * (k.pull - k.share * row.centre) : 0.0;
+      const double ce = has_label ? label_weight * k.label_share / row.z_ce : 0.0;
+      k.gradient = static_cast<float>((kd + ce) * slope(k.logit));
+    }
+    for (int64_t b = blocks.count(); b-- > 0;) {
+      if (blocks.count() > 1) load(b);
+      gradient_block(b, factors);
+      store_block(op.grad.dtype, grad, blocks.begin(b), blocks.size(b), block, op.stream_grad);
+    }
+    __builtin_memset(grad + op.num_columns * element, 0,
+                     (op.num_grad_columns - op.num_columns) * element);
+  }
+
+  // Of e_v = exp((logit - most) / T_s), outside. Where nothing is outside, there is none.
+  Factors outside_factors(bool has_kd, bool has_label) const {
+    Factors factors;
+    double linear = 0.0;
+    if (has_kd && !row.has_each && row.z_outside != 0.0) {
+      linear = kd_weight * (row.outside_pull - row.outside * row.centre) / row.z_outside;
+    }
+    if (has_label) {
+      const double factor = label_weight * ::exp(double(row.most) - row.reference) / row.z_ce;
+      if (label == Label::kSame) linear += factor;
+      if (label == Label::kSquare) factors.square = static_cast<float>(factor);
+      if (label == Label::kOwn) factors.own = static_cast<float>(factor);
+    }
+    factors.linear = static_cast<float>(linear);
+    if (has_kd) factors.constant = static_cast<float>(kd_weight * row.pull_each);
+    return factors;
+  }
+
+  void gradient_block(int64_t b, const Factors& factors) {
+    const int64_t begin = blocks.begin(b);
+    const int size = blocks.size(b);
+    if (row.has_each && op.kd_weight != 0.0) {
+      with_policy([&](auto policy) { outside_gradient<decltype(policy)>(factors, size); });
+    } else {
+      outside_gradient<OneEvent>(factors, size);
+    }
+    kept.each_in(b, [&](const Kept& k) { block[k.column - begin] = k.gradient; });
+    if (begin <= row.column && row.column < begin + size) {
+      block[row.column - begin] -= static_cast<float>(label_weight * slope(row.label_logit));
+    }
+  }
+
+  template <class D>
+  void outside_gradient(const Factors& factors, int size) {
+    if (factors.own != 0.0f) {
+      outside_gradient<D, true>(factors, size);
+    } else {
+      outside_gradient<D, false>(factors, size);
+    }
+  }
+
+  template <class D, bool kHasOwn>
+  void outside_gradient(const Factors& factors, int size) {
+    const Vec most = all(reference_outside());
+    [[maybe_unused]] const Vec reference = all(static_cast<float>(row.reference));
+    for (int i = 0; i < size; i += Vec::kLanes) {
+      const Vec logit = mkd::MKD_ISA::load(block + i), above = logit - most;
+      const Vec e = exp2(above * rate);
+      Vec result = fma(e, fma(e, all(factors.square), all(factors.linear)), all(factors.constant));
+      if constexpr (kHasOwn) result = fma(exp2(above * label_rate), all(factors.own), result);
+      if constexpr (!std::is_same_v<D, OneEvent>) {
+        Vec q;
+        result = result + D::gradient(row.factors, (logit - reference) * rate, all(0.0f), q);
+      }
+      if (op.softcap != 0.0) result = result * transform.slope(logit);
+      store(block + i, result);
+    }
+  }
+};
+
+// terms[n] and the gradient of those rows in [begin, end) that count.
+inline void sparse_logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
+  SparseRows rows(op);
+  for (int64_t n = begin; n < end; ++n) {
+    if (op.counts(n)) terms[n] = rows.run(n);
+  }
+}
+
+}  // namespace mkd::MKD_ISA
