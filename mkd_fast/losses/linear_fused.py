@@ -136,12 +136,14 @@ def _loss(
     rows: Rows, plan: Plan, needs_grad: bool, grad_loss: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Of a chunk of logits: loss, kd and ce, ``[3]`` or ``[3, c]``; the gradient of the logits."""
-    if plan.shard is None:
-        loss, kd, ce, _, grad, _ = ops.run(
-            rows, plan.spec, needs_grad_student=needs_grad, needs_grad_hidden=False
+    if plan.shard is not None:
+        loss, kd, ce, grad = vocab_parallel.run(
+            rows, plan.spec, plan.shard, needs_grad=needs_grad, grad_loss=grad_loss
         )
-    else:
-        loss, kd, ce, grad = vocab_parallel.run(rows, plan.spec, plan.shard, needs_grad=needs_grad)
+        return torch.stack([loss, kd, ce]), grad
+    loss, kd, ce, _, grad, _ = ops.run(
+        rows, plan.spec, needs_grad_student=needs_grad, needs_grad_hidden=False
+    )
     if grad_loss is not None:
         torch.ops.mkd_fast.scale_(grad, grad_loss)
     return torch.stack([loss, kd, ce]), grad

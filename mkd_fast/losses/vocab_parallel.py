@@ -1,11 +1,11 @@
 """A chunk's loss and gradient where each process holds some columns of the vocabulary.
 
-Every divergence is a sum over columns of what log p and log q are there, and these need two
-numbers of the whole row: the log-partitions of the two sides. So each process takes its columns'
-share of the loss, differentiable, and two things cross processes: log-partitions in forward, and
-in backward the gradient of each, which is the sum of what all shares say; autograd does the rest
-(``_LogPartition``). Plain torch in chunks, not the fused kernels, whose one sweep has no place
-for the exchange: about ten float32 temporaries a logit.
+Every divergence is a sum over columns of what log p and log q are there, and these need one thing
+of the whole row: its log-softmax. So each process takes its columns' share of the loss, and what
+crosses processes is inside two differentiable functions: in forward the largest logit and the sum
+of exponentials, in backward the row's sum of gradients, of which each share knows a part. Plain
+torch in chunks, not the fused kernels, whose one sweep has no place for the exchange: about ten
+float32 temporaries a logit.
 
 Hidden states, labels and sparse teachers are the same on every process; dense teachers are the
 process's own columns.
@@ -62,37 +62,70 @@ class Shard:
         return columns.masked_fill(~is_here, 0), is_here
 
 
-class _LogPartition(torch.autograd.Function):
-    """Log-sum-exp ``[N]`` over the columns of all processes, of ``[N, V]`` here."""
+def _largest_and_sum(values_NV: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """``[N, 1]`` over all processes: m, the largest value, and the sum of exp(value - m)."""
+    largest_N = values_NV.new_full((len(values_NV), 1), -torch.inf)
+    if values_NV.shape[1]:
+        largest_N = values_NV.amax(-1, keepdim=True)
+    dist.all_reduce(largest_N, dist.ReduceOp.MAX, group=group)
+    sum_N = (values_NV - largest_N).exp().sum(-1, keepdim=True)
+    dist.all_reduce(sum_N, group=group)
+    return largest_N, sum_N
+
+
+class _LogSoftmax(torch.autograd.Function):
+    """Over the columns of all processes, of those here, ``[N, V]``."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, group: dist.ProcessGroup) -> Tensor:
-        local_N = logits_NV.logsumexp(-1)
-        largest_N = local_N.clone()
-        dist.all_reduce(largest_N, dist.ReduceOp.MAX, group=group)
-        sum_N = (local_N - largest_N).exp()
-        dist.all_reduce(sum_N, group=group)
-        log_z_N = largest_N + sum_N.log()
-        ctx.save_for_backward(logits_NV, log_z_N)
+    def forward(ctx: Any, values_NV: Tensor, group: dist.ProcessGroup) -> Tensor:
+        largest_N, sum_N = _largest_and_sum(values_NV, group)
+        log_softmax_NV = values_NV - largest_N - sum_N.log()
+        ctx.save_for_backward(log_softmax_NV)
         ctx.group = group
-        return log_z_N
+        return log_softmax_NV
+
+    @staticmethod
+    def backward(ctx: Any, grad_NV: Tensor) -> tuple[Tensor, None]:
+        (log_softmax_NV,) = ctx.saved_tensors
+        sum_N = grad_NV.sum(-1, keepdim=True)
+        dist.all_reduce(sum_N, group=ctx.group)
+        return grad_NV - log_softmax_NV.exp() * sum_N, None
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Over the columns of all processes: ``[N, 1]`` of those here, ``[N, V]``."""
+
+    @staticmethod
+    def forward(ctx: Any, values_NV: Tensor, group: dist.ProcessGroup) -> Tensor:
+        largest_N, sum_N = _largest_and_sum(values_NV, group)
+        log_sum_N = largest_N + sum_N.log()
+        ctx.save_for_backward(values_NV, log_sum_N)
+        ctx.group = group
+        return log_sum_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
-        logits_NV, log_z_N = ctx.saved_tensors
+        values_NV, log_sum_N = ctx.saved_tensors
         grad_N = grad_N.clone()
         dist.all_reduce(grad_N, group=ctx.group)
-        return (logits_NV - log_z_N[:, None]).exp() * grad_N[:, None], None
+        return (values_NV - log_sum_N).exp() * grad_N, None
 
 
-def _log_partition(logits_NV: Tensor, shard: Shard) -> Tensor:
-    return _LogPartition.apply(logits_NV, shard.group)[:, None]  # type: ignore[no-any-return, no-untyped-call]
+def _log_softmax(values_NV: Tensor, shard: Shard) -> Tensor:
+    return _LogSoftmax.apply(values_NV, shard.group)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _log_sum_exp(values_NV: Tensor, shard: Shard) -> Tensor:
+    return _LogSumExp.apply(values_NV, shard.group)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def run(
-    rows: Rows, spec: LossSpec, shard: Shard, *, needs_grad: bool
+    rows: Rows, spec: LossSpec, shard: Shard, *, needs_grad: bool, grad_loss: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, kd, ce, gradient of loss) as of ``ops.run``; the first three are of all columns."""
+    """(loss, kd, ce, gradient of loss) as of ``ops.run``; the first three are of all columns.
+
+    ``grad_loss`` is the incoming gradient of each token, 1 if None.
+    """
     counts_N = rows.counts()
     rows = rows.cleared(counts_N)
     with torch.set_grad_enabled(needs_grad):
@@ -104,11 +137,10 @@ def run(
             ce_N = torch.where(counts_N, _ce(student_NV, rows.labels, shard), 0.0)
         terms = [(spec.kd_weight, kd_N), (spec.ce_weight, ce_N)]
         loss_N = sum((weight * term for weight, term in terms if weight), torch.zeros_like(kd_N))
-    grad = student.new_empty(0)
-    if needs_grad and loss_N.requires_grad:
-        (grad,) = torch.autograd.grad(loss_N.sum(), student)
-    elif needs_grad:
-        grad = torch.zeros_like(student)
+    grad = torch.zeros_like(student) if needs_grad else student.new_empty(0)
+    if loss_N.requires_grad:
+        scale_N = torch.ones_like(loss_N) if grad_loss is None else grad_loss.to(loss_N.dtype)
+        (grad,) = torch.autograd.grad(loss_N, student, scale_N)
     parts = torch.stack([loss_N, kd_N, ce_N]).detach()
     dist.all_reduce(parts, group=shard.group)
     loss, kd, ce = parts if spec.reduction == "none" else parts.sum(-1)
@@ -116,20 +148,17 @@ def run(
 
 
 def _ce(student_NV: Tensor, labels_N: Tensor, shard: Shard) -> Tensor:
-    columns_N, is_here_N = shard.local(labels_N, student_NV.shape[1])
-    log_z_N = _log_partition(student_NV, shard).squeeze(-1)
-    of_label_N = _gathered(student_NV, columns_N[:, None]).squeeze(-1)
-    return log_z_N * float(shard.is_first) - torch.where(is_here_N, of_label_N, 0.0)
+    columns_N1, is_here_N1 = shard.local(labels_N[:, None], student_NV.shape[1])
+    log_q_N1 = _gathered(_log_softmax(student_NV, shard), columns_N1)
+    return -torch.where(is_here_N1, log_q_N1, 0.0).squeeze(-1)
 
 
 def _kd(student_NV: Tensor, rows: Rows, spec: LossSpec, shard: Shard) -> Tensor:
     if isinstance(rows.teacher, Tensor):
         return _dense(student_NV, rows.teacher, spec, shard)
-    scaled_NV = student_NV / spec.temperature
-    log_z_N = _log_partition(scaled_NV, shard)
-    log_q_NV = scaled_NV - log_z_N
+    log_q_NV = _log_softmax(student_NV / spec.temperature, shard)
     if isinstance(rows.teacher, SparseTeacher):
-        return _sparse(scaled_NV, log_z_N, rows.teacher, spec, shard)
+        return _sparse(log_q_NV, rows.teacher, spec, shard)
     assert isinstance(rows.teacher, SampledTeacher), "cleared rows hold no packed teacher"
     columns_NK, is_here_NK = shard.local(rows.teacher.ids, student_NV.shape[1])
     log_q_NK = torch.where(is_here_NK, _gathered(log_q_NV, columns_NK), 0.0)
@@ -142,22 +171,14 @@ def _dense(student_NV: Tensor, teacher: Tensor, spec: LossSpec, shard: Shard) ->
     ).to(student_NV.dtype)
     if spec.divergence == "logit_mse":
         return (student_NV - teacher_NV).square().sum(-1) / shard.vocab_size
-    log_p_NV, log_q_NV = (
-        logits - _log_partition(logits, shard)
-        for logits in (
-            teacher_NV / spec.resolved_teacher_temperature,
-            student_NV / spec.temperature,
-        )
-    )
+    log_p_NV = _log_softmax(teacher_NV / spec.resolved_teacher_temperature, shard)
+    log_q_NV = _log_softmax(student_NV / spec.temperature, shard)
     return divergences.of_distributions(log_p_NV, log_q_NV, spec)
 
 
-def _sparse(
-    scaled_NV: Tensor, log_z_N: Tensor, teacher: SparseTeacher, spec: LossSpec, shard: Shard
-) -> Tensor:
+def _sparse(log_q_NV: Tensor, teacher: SparseTeacher, spec: LossSpec, shard: Shard) -> Tensor:
     """As ``reference._sparse``, of the kept ids and other columns that are here."""
-    num_rows, num_columns = scaled_NV.shape
-    log_q_NV = scaled_NV - log_z_N
+    num_rows, num_columns = log_q_NV.shape
     is_empty_NK = teacher.ids < 0
     logits_NK = transformed(teacher.logits, spec.teacher_logit_scale, spec.resolved_teacher_softcap)
     log_p_NK = logits_NK / spec.resolved_teacher_temperature - teacher.log_z[:, None]
@@ -173,7 +194,7 @@ def _sparse(
     if teacher.tail == "bucket":
         log_rest_N = log_rest_N.masked_fill(num_others_N == 0, -torch.inf)
         lowest = torch.finfo(log_q_NV.dtype).min
-        log_q_tail_N = _log_partition(scaled_NV.masked_fill(is_kept_NV, lowest), shard) - log_z_N
+        log_q_tail_N = _log_sum_exp(log_q_NV.masked_fill(is_kept_NV, lowest), shard)
         is_counted_here = torch.full_like(is_empty_NK[:, :1], shard.is_first)
         is_event = torch.cat([is_here_NK, is_counted_here], -1)
         log_p = torch.cat([log_p_NK, log_rest_N], -1)
