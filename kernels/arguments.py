@@ -15,6 +15,7 @@ from torch import Tensor
 # N tokens, V vocabulary, P positions of hidden states a token, D width
 
 _LOG2E = math.log2(math.e)
+_SMALLEST_SQUARE = 1e-16  # lengths are at least 1e-8, as in losses/reference.py
 
 
 class Side(NamedTuple):
@@ -51,6 +52,7 @@ class Layer(NamedTuple):
 
     student: Tensor  # [N, P, D]
     teacher: Tensor  # [N, P, D]
+    scale: Tensor | None  # of an int8 teacher, float32 [N, P], contiguous
     grad: Tensor | None  # [N, P, D], contiguous
     strides: tuple[int, int, int, int]  # the student's token and position, the teacher's
 
@@ -61,7 +63,8 @@ class Hidden(NamedTuple):
     layers: tuple[Layer, ...]
     mask: Tensor | None  # bool [N, P]
     num_positions: int  # P, 1 without layers
-    slope: float  # 2 * hidden_weight / number of layers
+    slope: float  # hidden_weight / number of layers
+    smallest_square: float | None  # of a length in the cosine; None: squared error
     errors: Tensor | None  # float32: [N * P], or one sum a program
 
 
@@ -150,9 +153,24 @@ class Inputs:
 
     @property
     def hidden_bytes(self) -> int:
-        """Of one hidden state, of the widest layer; that of float32 without hidden states."""
+        """Of one hidden state: of the widest, but 1 where teachers are int8; 4 without any."""
+        if self.teacher_scale:
+            return 1
         layers = (*self.student_hidden, *self.teacher_hidden)
         return max((layer.element_size() for layer in layers), default=4)
+
+    @property
+    def hidden_alignments(self) -> tuple[int, ...]:
+        """Of each layer: what divides all row starts, up to 16 bytes of the narrower side."""
+        return tuple(
+            math.gcd(
+                16 // min(ours.element_size(), theirs.element_size()),
+                *_row_strides(ours),
+                *_row_strides(theirs),
+                ours.shape[2],
+            )
+            for ours, theirs in zip(self.student_hidden, self.teacher_hidden, strict=True)
+        )
 
     def tokens(self, options: Options, denominator: Tensor | None) -> Tokens:
         """Which tokens count, and their weight; without a denominator "mean" counts all of them."""
@@ -173,13 +191,16 @@ class Inputs:
         for index, (student, teacher) in enumerate(
             zip(self.student_hidden, self.teacher_hidden, strict=True)
         ):
+            scale = self.teacher_scale[index] if self.teacher_scale else None
+            grad = grads[index] if grads else None
             strides = (*_row_strides(student), *_row_strides(teacher))
-            layers.append(Layer(student, teacher, grads[index] if grads else None, strides))
+            layers.append(Layer(student, teacher, scale, grad, strides))
         return Hidden(
             layers=tuple(layers),
             mask=self.hidden_mask,
             num_positions=max(self.num_positions, 1),
-            slope=2.0 * options.hidden_weight / max(len(layers), 1),
+            slope=options.hidden_weight / max(len(layers), 1),
+            smallest_square=_SMALLEST_SQUARE if options.hidden_distance == "cosine" else None,
             errors=errors,
         )
 

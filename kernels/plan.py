@@ -17,7 +17,6 @@ from mkd_fast.kernels.arguments import (
     Inputs,
     Options,
     empty_like_contiguous,
-    row_alignment,
     student_side,
 )
 from mkd_fast.kernels.launch import Launch, LaunchConfig
@@ -61,14 +60,16 @@ class Frame:
         student = inputs.student
         num_rows = len(student)
         num_positions = num_rows * inputs.num_positions
-        num_programs = -(-num_rows // config.rows)
+        has_logits = student.shape[1] > 0
+        num_programs = -(-num_rows // config.rows) if has_logits else 0
         num_hidden_programs = -(-num_positions // config.hidden_rows)
         is_per_token = options.reduction == "none"
         num_values = num_rows if is_per_token else num_programs
         num_errors = num_positions if is_per_token else num_hidden_programs
 
         def values(num: int) -> Tensor:
-            return student.new_empty(num, dtype=torch.float32)
+            new = student.new_empty if has_logits else student.new_zeros
+            return new(num, dtype=torch.float32)
 
         return cls(
             inputs,
@@ -108,10 +109,7 @@ class Frame:
             "OWN_SUM": has_labels and options.temperature != 1.0,
             "PER_TOKEN": options.reduction == "none",
             "WIDTHS": tuple(layer.shape[2] for layer in inputs.student_hidden),
-            "ALIGNMENTS": tuple(
-                row_alignment(*ours.stride()[:2], *theirs.stride()[:2], ours.shape[2])
-                for ours, theirs in zip(inputs.student_hidden, inputs.teacher_hidden, strict=True)
-            ),
+            "ALIGNMENTS": inputs.hidden_alignments,
             "BLOCK": self.config.block,
             "HIDDEN_ROWS": self.config.hidden_rows,
             "HIDDEN_BLOCK": self.config.hidden_block,

@@ -175,8 +175,6 @@ _NOT_YET: dict[str, set[str]] = {
         "divergence",
         "softcap",
         "sparse",
-        "int8",
-        "cosine",
     },
 }
 
@@ -198,10 +196,6 @@ def not_fusible(rows: Rows, spec: LossSpec) -> str | None:
         spec.softcap is not None or spec.resolved_teacher_softcap is not None
     ):
         return "softcap has no fused kernel yet"
-    if "int8" in missing and rows.hidden.teacher_scale:
-        return "int8 hidden states have no fused kernel yet"
-    if "cosine" in missing and rows.hidden.student and spec.hidden_distance == "cosine":
-        return "hidden_distance='cosine' has no fused kernel yet"
     for tensor in _floating_point(rows):
         if tensor.dtype not in FUSED_DTYPES:
             return f"{tensor.dtype} has no fused kernel"

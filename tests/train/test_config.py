@@ -56,6 +56,7 @@ EVERY_KEY = {
         "kd_weight": 0.5,
         "ce_weight": 0.25,
         "hidden_weight": 0.75,
+        "hidden_distance": "cosine",
         "temperature_squared": False,
         "beta": 0.25,
         "alpha_beta": [0.3, 0.7],
