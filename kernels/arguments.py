@@ -16,6 +16,20 @@ from torch import Tensor
 
 _LOG2E = math.log2(math.e)
 _SMALLEST_SQUARE = 1e-16  # lengths are at least 1e-8, as in losses/reference.py
+# Where a mixture is one of the pair: by definition for jsd, as it comes for the others.
+_ENDS = {
+    ("jsd", 0.0): "forward_kl",
+    ("jsd", 1.0): "reverse_kl",
+    ("skew_forward_kl", 0.0): "forward_kl",
+    ("skew_forward_kl", 1.0): "zero",
+    ("skew_reverse_kl", 0.0): "reverse_kl",
+    ("skew_reverse_kl", 1.0): "zero",
+}
+
+
+def is_centre_known(divergence: str) -> bool:
+    """Whether the ``centre`` of pointwise.py follows from the first sweep of a row."""
+    return divergence in ("forward_kl", "reverse_kl", "jeffreys", "zero", "logit_mse")
 
 
 class Side(NamedTuple):
@@ -24,6 +38,7 @@ class Side(NamedTuple):
     logits: Tensor  # [N, V or more], columns contiguous
     stride: int  # elements from row to row
     logit_scale: float | None  # None: 1
+    softcap: float | None  # None: off
     to_bits: float  # log2(e) / T: 2^(to_bits (z - max)) is the tempered exponential
 
 
@@ -41,8 +56,9 @@ class Tokens(NamedTuple):
 class Terms(NamedTuple):
     """Constants of the loss; the slopes turn a gradient of D or CE into that of a stored logit."""
 
+    alpha: float
     beta: float
-    bits_to_kd: float  # kd_scale * ln 2: D is summed in bits
+    value_to_kd: float  # kd_scale, times ln 2 where D is summed in bits
     kd_slope: float  # kd_weight * kd_scale * logit_scale / T
     ce_slope: float  # ce_weight * logit_scale
 
@@ -94,17 +110,40 @@ class Options:
 
     @property
     def resolved_divergence(self) -> str:
-        """The divergence, with the ends of jsd as what they are defined to be."""
-        ends = {0.0: "forward_kl", 1.0: "reverse_kl"}
-        return ends.get(self.beta, "jsd") if self.divergence == "jsd" else self.divergence
+        """The DIVERGENCE of pointwise.py: ends of a range and limits are kinds of their own."""
+        if self.divergence != "alpha_beta":
+            return _ENDS.get((self.divergence, self.beta), self.divergence)
+        if self.alpha == 0.0:
+            return "alpha_beta_0_0" if self.beta == 0.0 else "alpha_beta_alpha_0"
+        if self.beta == 0.0:
+            return "alpha_beta_beta_0"
+        return "alpha_beta_sum_0" if self.alpha + self.beta == 0.0 else "alpha_beta"
+
+    @property
+    def softmax_temperature(self) -> float:
+        """T of the student's softmax, which logit_mse takes for the cross-entropy alone."""
+        return 1.0 if self.divergence == "logit_mse" else self.temperature
+
+    @property
+    def needs_centre_sweep(self) -> bool:
+        """Whether the gradient needs a sum over the row that its first sweep cannot make."""
+        has_gradient = self.needs_grad_student and self.kd_weight != 0.0
+        return has_gradient and not is_centre_known(self.resolved_divergence)
 
     def terms(self) -> Terms:
         """The constants of the loss."""
-        tempered = self.logit_scale / self.temperature
+        kd_slope = self.kd_weight * self.kd_scale * self.logit_scale / self.softmax_temperature
+        value_to_kd = self.kd_scale
+        if self.divergence == "logit_mse":
+            value_to_kd /= max(self.vocab_size, 1)
+            kd_slope *= 2.0 / max(self.vocab_size, 1)
+        elif self.divergence not in ("tvd", "alpha_beta"):
+            value_to_kd *= math.log(2.0)
         return Terms(
+            alpha=self.alpha,
             beta=self.beta,
-            bits_to_kd=self.kd_scale * math.log(2.0),
-            kd_slope=self.kd_weight * self.kd_scale * tempered,
+            value_to_kd=value_to_kd,
+            kd_slope=kd_slope,
             ce_slope=self.ce_weight * self.logit_scale,
         )
 
@@ -207,16 +246,23 @@ class Inputs:
 
 def student_side(logits: Tensor, options: Options) -> Side:
     """The student's logits and what turns them into exponents."""
-    return _side(logits, options.logit_scale, options.temperature)
+    return _side(logits, options.logit_scale, options.softcap, options.softmax_temperature)
 
 
 def teacher_side(logits: Tensor, options: Options) -> Side:
     """The same of a dense teacher."""
-    return _side(logits, options.teacher_logit_scale, options.teacher_temperature)
+    scale, softcap = options.teacher_logit_scale, options.teacher_softcap
+    return _side(logits, scale, softcap, options.teacher_temperature)
 
 
-def _side(logits: Tensor, scale: float, temperature: float) -> Side:
-    return Side(logits, logits.stride(0), None if scale == 1.0 else scale, _LOG2E / temperature)
+def _side(logits: Tensor, scale: float, softcap: float, temperature: float) -> Side:
+    return Side(
+        logits,
+        stride=logits.stride(0),
+        logit_scale=None if scale == 1.0 else scale,
+        softcap=softcap or None,
+        to_bits=_LOG2E / temperature,
+    )
 
 
 def _row_strides(layer: Tensor) -> tuple[int, int]:

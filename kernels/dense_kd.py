@@ -10,8 +10,10 @@ logit scale) the gradient of a stored logit is
     reverse_kl   D = sum q log(q / p)    dD/dx = q (log(q / p) - D)
     jeffreys     their sum, and that of their gradients
     jsd          m = b p + (1 - b) q     dD/dx = (1 - b) q (log(q / m) - KL(q, m))
+    logit_mse    sum (z_s - z_t)^2 / V   dD/dz = 2 (z_s - z_t) / V, without T
 
-divided by the number of tokens with reduction "mean". Derivations: pointwise.py; hidden.py for H.
+and so on for the other divergences, times 1 - tanh^2 under a softcap, divided by the number of
+tokens with reduction "mean". Derivations: pointwise.py; hidden.py for H.
 
 Two kernels share the work. ``dense_kd_tile`` holds whole rows in registers (small label sets, many
 rows a program): each logit is read once. ``dense_kd_rows`` sweeps a row two or three times.
@@ -21,7 +23,7 @@ one) and a sum of the programs' values comes after; nothing waits for the host.
 
 Saved for backward: the gradients themselves, in the dtypes of their inputs, nothing else.
 Deterministic: sums go in a fixed order, and there are no atomics.
-Not supported: softcap, float64, the divergences not listed above; 2^31 columns or rows and more.
+Not supported: float64; 2^31 columns or rows and more.
 Columns that are not contiguous are copied first; a label that names no column makes its token's
 loss NaN.
 """
@@ -33,6 +35,7 @@ from torch import Tensor
 from mkd_fast.kernels.arguments import (
     Inputs,
     Options,
+    is_centre_known,
     row_alignment,
     row_layout,
     teacher_side,
@@ -63,7 +66,8 @@ def traffic(
         vocab_size: V.
         student_bytes: of one logit of the student.
         teacher_bytes: of one logit of the teacher.
-        divergence: as in LossSpec.
+        divergence: as in LossSpec; logit_mse without labels, with them the student's logits are
+            read once more.
         has_gradient: whether the gradient is written.
         has_tempered_labels: whether there are labels and T is not 1, which costs one more
             exponential whenever a logit is read.
@@ -75,7 +79,8 @@ def traffic(
     )
     num_reads = 1
     if config.kernel == "rows":
-        num_reads = 3 if divergence == "jsd" and has_gradient else 2
+        needs_sweep = has_gradient and not is_centre_known(divergence)
+        num_reads = 3 if needs_sweep else 1 if divergence == "logit_mse" else 2
     num_logits = num_rows * vocab_size
     written_bytes = student_bytes if has_gradient else 0
     return Traffic(
@@ -108,7 +113,7 @@ def plan(
 
     ``config`` is tried instead of the launch table's: benchmarks/tune.py.
     """
-    config = config or _config(inputs, teacher, warp_size)
+    config = config or _config(inputs, teacher, options, warp_size)
     frame = Frame.of(inputs, options, config)
     arguments = frame.arguments() | {"teacher": teacher_side(teacher, options)}
     if config.kernel == "tile":
@@ -120,10 +125,11 @@ def plan(
         }
         return frame.around(dense_kd_tile, arguments)
     group, layout = row_layout((inputs.student, teacher), options.vocab_size)
-    return frame.around(dense_kd_rows, arguments | {"GROUP": group, "LAYOUT": layout})
+    arguments |= {"CENTRE_SWEEP": options.needs_centre_sweep, "GROUP": group, "LAYOUT": layout}
+    return frame.around(dense_kd_rows, arguments)
 
 
-def _config(inputs: Inputs, teacher: Tensor, warp_size: int) -> LaunchConfig:
+def _config(inputs: Inputs, teacher: Tensor, options: Options, warp_size: int) -> LaunchConfig:
     num_columns = inputs.student.shape[1]
     sides = (inputs.student, teacher)
     return dense_kd_config(
@@ -132,4 +138,5 @@ def _config(inputs: Inputs, teacher: Tensor, warp_size: int) -> LaunchConfig:
         hidden_bytes=inputs.hidden_bytes,
         warp_size=warp_size,
         is_aligned=row_alignment(*(side.stride(0) for side in sides), num_columns) == 8,
+        has_softcap=bool(options.softcap or options.teacher_softcap),
     )

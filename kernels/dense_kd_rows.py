@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 
 from mkd_fast.kernels.hidden import hidden_error
-from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, contribution, logits_of
+from mkd_fast.kernels.pointwise import (
+    LN2,
+    LOG2E,
+    LOWEST,
+    capped_gradient,
+    contribution,
+    logits_of,
+    squared_error,
+)
 from mkd_fast.kernels.row_blocks import (
     clear_row,
     offsets_of,
@@ -36,12 +44,13 @@ def _rebased_gap(gap, total_s, drop_s, drop_t, decay_s):
 @triton.jit
 def _statistics(
     student, teacher, first_s, first_t, shift, V,
-    OWN_SUM: tl.constexpr, GAP: tl.constexpr,
+    TEACHER: tl.constexpr, OWN_SUM: tl.constexpr, GAP: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """Maxima and sums of exponentials of a row; the student's untempered sum; the gap.
 
     The gap is sum_v q_v (log2 q_v - log2 p_v), which is what reverse KL needs to know beforehand.
+    Without TEACHER that side is not read.
     """
     top_s = tl.full([BLOCK // GROUP], LOWEST, tl.float32)
     top_t = top_s
@@ -51,13 +60,16 @@ def _statistics(
     gap = total_s
     for start in range(0, V + shift, BLOCK):
         z_s = read_block(student, first_s, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
-        z_t = read_block(teacher, first_t, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
         new_s = tl.maximum(top_s, tl.max(z_s, 1))
-        new_t = tl.maximum(top_t, tl.max(z_t, 1))
         decay_s = tl.exp2((top_s - new_s) * student.to_bits)
         bits_s = (z_s - new_s[:, None]) * student.to_bits
-        bits_t = (z_t - new_t[:, None]) * teacher.to_bits
         e_s = tl.exp2(bits_s)
+        if TEACHER:
+            z_t = read_block(teacher, first_t, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
+            new_t = tl.maximum(top_t, tl.max(z_t, 1))
+            bits_t = (z_t - new_t[:, None]) * teacher.to_bits
+            decay_t = tl.exp2((top_t - new_t) * teacher.to_bits)
+            total_t = total_t * decay_t + tl.sum(tl.exp2(bits_t), 1)
         if GAP:
             gap = _rebased_gap(
                 gap, total_s, (new_s - top_s) * student.to_bits, (new_t - top_t) * teacher.to_bits,
@@ -65,12 +77,12 @@ def _statistics(
             )  # fmt: skip
             gap += tl.sum(tl.where(e_s == 0.0, 0.0, e_s * (bits_s - bits_t)), 1)
         total_s = total_s * decay_s + tl.sum(e_s, 1)
-        total_t = total_t * tl.exp2((top_t - new_t) * teacher.to_bits) + tl.sum(tl.exp2(bits_t), 1)
         if OWN_SUM:
             e_own = tl.exp2((z_s - new_s[:, None]) * LOG2E)
             own = own * tl.exp2((top_s - new_s) * LOG2E) + tl.sum(e_own, 1)
         top_s = new_s
-        top_t = new_t
+        if TEACHER:
+            top_t = new_t
     row_s = tl.max(top_s)
     row_t = tl.max(top_t)
     decay_s = tl.exp2((top_s - row_s) * student.to_bits)
@@ -97,7 +109,7 @@ def _sweep(
     OWN_SUM: tl.constexpr, REVERSED: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """D of a row in bits and the sum of its centres; the gradient is written where GRAD is set."""
+    """D of a row and the sum of its centres; the gradient is written where GRAD is set."""
     top_s, top_t, sum_s, sum_t, sum_own, _ = statistics
     scale_s = 1.0 / sum_s
     scale_t = 1.0 / sum_t
@@ -117,25 +129,31 @@ def _sweep(
         z_s = read_block(student, first_s, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
         z_t = read_block(teacher, first_t, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
         bits_s = (z_s - top_s) * student.to_bits
-        bits_t = (z_t - top_t) * teacher.to_bits
         q = tl.exp2(bits_s) * scale_s
-        p = tl.exp2(bits_t) * scale_t
-        value, g, direct = contribution(
-            p, q, bits_t - log2_t, bits_s - log2_s, (bits_s - bits_t) + (log2_t - log2_s),
-            terms.beta, DIVERGENCE,
-        )  # fmt: skip
+        if DIVERGENCE == "logit_mse":
+            column = offsets_of(start, BLOCK, GROUP) - shift
+            value, kd_gradient = squared_error(z_s, z_t, column.to(tl.uint32, bitcast=True) < V)
+        else:
+            bits_t = (z_t - top_t) * teacher.to_bits
+            p = tl.exp2(bits_t) * scale_t
+            value, g, direct = contribution(
+                p, q, bits_t - log2_t, bits_s - log2_s, (bits_s - bits_t) + (log2_t - log2_s),
+                terms, DIVERGENCE,
+            )  # fmt: skip
+            centres += tl.sum(direct + q * g, 1)
+            kd_gradient = direct + q * (g - centre)
         values += tl.sum(value, 1)
-        centres += tl.sum(direct + q * g, 1)
         if GRAD:
             result = tl.zeros([BLOCK // GROUP, GROUP], tl.float32)
             if KD_GRAD:
-                result += (terms.kd_slope * weight) * (direct + q * (g - centre))
+                result += (terms.kd_slope * weight) * kd_gradient
             if CE_GRAD:
                 soft = q
                 if OWN_SUM:
                     soft = tl.exp2((z_s - top_s) * LOG2E) * scale_own
                 is_label = offsets_of(start, BLOCK, GROUP) == label + shift
                 result += (terms.ce_slope * weight) * (soft - is_label.to(tl.float32))
+            result = capped_gradient(result, z_s, student)
             write_block(grad, first_g, start, shift, num_columns, result, BLOCK, GROUP, LAYOUT)
     return tl.sum(values), tl.sum(centres)
 
@@ -145,15 +163,22 @@ def _row(
     student, teacher, tokens, terms, grad, kd_values, ce_values, row, shift, first_g,
     V, num_columns,
     DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+    CENTRE_SWEEP: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """A row that counts."""
     first_s = row_start(row, student.stride, shift, GROUP, LAYOUT)
     first_t = row_start(row, teacher.stride, shift, GROUP, LAYOUT)
-    GAP: tl.constexpr = DIVERGENCE == "reverse_kl" or DIVERGENCE == "jeffreys"
-    statistics = _statistics(
-        student, teacher, first_s, first_t, shift, V, OWN_SUM, GAP, BLOCK, GROUP, LAYOUT
-    )
+    TEACHER: tl.constexpr = DIVERGENCE != "logit_mse"
+    GRAD: tl.constexpr = grad is not None
+    HAS_GAP: tl.constexpr = DIVERGENCE == "reverse_kl" or DIVERGENCE == "jeffreys"
+    GAP: tl.constexpr = GRAD and KD_GRAD and HAS_GAP
+    if TEACHER or tokens.labels is not None:
+        statistics = _statistics(
+            student, teacher, first_s, first_t, shift, V, TEACHER, OWN_SUM, GAP,
+            BLOCK, GROUP, LAYOUT,
+        )  # fmt: skip
+    else:
+        statistics = 0.0, 0.0, 1.0, 1.0, 1.0, 0.0  # nobody asks
     label = 0
     if tokens.labels is not None:
         label = tl.load(tokens.labels + row)
@@ -162,17 +187,13 @@ def _row(
             student.logits + row * student.stride + label, mask=is_column, other=float("nan")
         )
         own = LN2 * tl.log2(statistics[4])
-        ce = (statistics[0] - logits_of(chosen, student.logit_scale)) + own
+        ce = (statistics[0] - logits_of(chosen, student)) + own
         tl.store(ce_values + row, ce)
     weight = weight_of_token(tokens)
-    GRAD: tl.constexpr = grad is not None
-    centre = -1.0  # forward KL: minus the sum of p
-    if DIVERGENCE == "reverse_kl":
-        centre = statistics[5] * LN2
-    elif DIVERGENCE == "jeffreys":
-        centre = statistics[5] * LN2 - 1.0
-    TWICE: tl.constexpr = GRAD and DIVERGENCE == "jsd"
-    if TWICE:
+    centre = statistics[5] * LN2
+    if DIVERGENCE == "forward_kl" or DIVERGENCE == "jeffreys":
+        centre -= 1.0  # the sum of p
+    if CENTRE_SWEEP:
         _, centre = _sweep(
             student, teacher, terms, grad, statistics, centre, weight, label,
             first_s, first_t, first_g, shift, V, num_columns,
@@ -181,16 +202,17 @@ def _row(
     kd, _ = _sweep(
         student, teacher, terms, grad, statistics, centre, weight, label,
         first_s, first_t, first_g, shift, V, num_columns,
-        DIVERGENCE, GRAD, KD_GRAD, CE_GRAD, OWN_SUM, not TWICE, BLOCK, GROUP, LAYOUT,
+        DIVERGENCE, GRAD, KD_GRAD, CE_GRAD, OWN_SUM, not CENTRE_SWEEP, BLOCK, GROUP, LAYOUT,
     )  # fmt: skip
-    tl.store(kd_values + row, kd * terms.bits_to_kd)
+    tl.store(kd_values + row, kd * terms.value_to_kd)
 
 
 @triton.jit
 def dense_kd_rows(
     student, teacher, tokens, terms, hidden, grad, kd_values, ce_values, V, num_columns,
     DIVERGENCE: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
-    PER_TOKEN: tl.constexpr, WIDTHS: tl.constexpr, ALIGNMENTS: tl.constexpr,
+    CENTRE_SWEEP: tl.constexpr, PER_TOKEN: tl.constexpr,
+    WIDTHS: tl.constexpr, ALIGNMENTS: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
     HIDDEN_ROWS: tl.constexpr, HIDDEN_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -205,7 +227,8 @@ def dense_kd_rows(
         if counted(tokens, row, True):
             _row(
                 student, teacher, tokens, terms, grad, kd_values, ce_values, row, shift, first_g,
-                V, num_columns, DIVERGENCE, KD_GRAD, CE_GRAD, OWN_SUM, BLOCK, GROUP, LAYOUT,
+                V, num_columns, DIVERGENCE, KD_GRAD, CE_GRAD, OWN_SUM, CENTRE_SWEEP,
+                BLOCK, GROUP, LAYOUT,
             )  # fmt: skip
         else:
             clear_row(

@@ -9,7 +9,14 @@ import triton
 import triton.language as tl
 
 from mkd_fast.kernels.hidden import hidden_error
-from mkd_fast.kernels.pointwise import LN2, LOG2E, contribution, logits_of
+from mkd_fast.kernels.pointwise import (
+    LN2,
+    LOG2E,
+    capped_gradient,
+    contribution,
+    logits_of,
+    squared_error,
+)
 from mkd_fast.kernels.tokens import counted, weight_of_token
 
 # N tokens, V vocabulary
@@ -62,17 +69,20 @@ def _tile(
     first_t = tl.multiple_of(row * teacher.stride, ALIGNMENT)[:, None]
     ours = tl.load(student.logits + first_s + column, mask=is_read, other=-float("inf"))
     theirs = tl.load(teacher.logits + first_t + column, mask=is_read, other=-float("inf"))
-    logits = tl.where(column < V, logits_of(ours, student.logit_scale), -float("inf"))
-    targets = tl.where(column < V, logits_of(theirs, teacher.logit_scale), -float("inf"))
+    logits = tl.where(column < V, logits_of(ours, student), -float("inf"))
+    targets = tl.where(column < V, logits_of(theirs, teacher), -float("inf"))
     top, bits_s, total, q = _softmax(logits, student.to_bits)
-    _, bits_t, total_t, p = _softmax(targets, teacher.to_bits)
-    log2_s = tl.log2(total)
-    log2_t = tl.log2(total_t)
-    value, g, direct = contribution(
-        p, q, bits_t - log2_t, bits_s - log2_s, (bits_s - bits_t) + (log2_t - log2_s),
-        terms.beta, DIVERGENCE,
-    )  # fmt: skip
-    kd = tl.where(counts, tl.sum(value, 1) * terms.bits_to_kd, 0.0)
+    if DIVERGENCE == "logit_mse":
+        value, direct = squared_error(logits, targets, column < V)
+    else:
+        _, bits_t, total_t, p = _softmax(targets, teacher.to_bits)
+        log2_s = tl.log2(total)
+        log2_t = tl.log2(total_t)
+        value, g, direct = contribution(
+            p, q, bits_t - log2_t, bits_s - log2_s, (bits_s - bits_t) + (log2_t - log2_s),
+            terms, DIVERGENCE,
+        )  # fmt: skip
+    kd = tl.where(counts, tl.sum(value, 1) * terms.value_to_kd, 0.0)
     soft = q
     if tokens.labels is not None:
         label = tl.load(tokens.labels + row, mask=counts, other=0)
@@ -83,10 +93,13 @@ def _tile(
     if grad is not None:
         result = tl.zeros([ROWS, BLOCK], tl.float32)
         if KD_GRAD:
-            centre = tl.sum(direct + q * g, 1)[:, None]
-            result += terms.kd_slope * (direct + q * (g - centre))
+            if DIVERGENCE != "logit_mse":
+                centre = tl.sum(direct + q * g, 1)[:, None]
+                direct += q * (g - centre)
+            result += terms.kd_slope * direct
         if CE_GRAD:
             result += terms.ce_slope * (soft - is_label.to(tl.float32))
+        result = capped_gradient(result, logits, student)
         result = tl.where(is_read, result * weight_of_token(tokens), 0.0)
         first_g = tl.multiple_of(row * num_columns, ALIGNMENT)[:, None]
         is_written = is_row[:, None] & (column < num_columns)

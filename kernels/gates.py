@@ -9,7 +9,6 @@ TRITON_INTERPRET, which leaves nothing to compile.
 
 import argparse
 import dataclasses
-import itertools
 import json
 import re
 import subprocess
@@ -26,10 +25,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mkd_fast.kernels.arguments import Inputs, Options
-from mkd_fast.kernels.dense_kd import plan
-from mkd_fast.kernels.dense_kd_rows import dense_kd_rows
-from mkd_fast.kernels.dense_kd_tile import dense_kd_tile
+from mkd_fast.kernels.gate_cases import CASES, Case, all_cases
 from mkd_fast.kernels.launch import Launch
 from mkd_fast.kernels.scale import launch_of_scale
 
@@ -207,113 +203,6 @@ def _occupancy(target: str, num_warps: int, registers: int, shared_bytes: int) -
     return blocks * num_warps / max_warps
 
 
-@dataclass(frozen=True)
-class Case:
-    """A shape and its options, as a key of the launch table sees them."""
-
-    name: str
-    num_columns: int
-    divergence: str = "forward_kl"
-    student: torch.dtype = torch.bfloat16
-    teacher: torch.dtype = torch.bfloat16
-    hidden: torch.dtype = torch.bfloat16
-    temperature: float = 2.0
-    reduction: str = "mean"
-    has_gradient: bool = True
-    is_bare: bool = False  # logits and hidden states alone: every load is one of theirs
-
-    def launches(self, warp_size: int) -> list[Launch]:
-        """Everything that one call launches, planned on the meta device."""
-        num_tokens, num_positions = 512, 16
-
-        def tensor(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device="meta")
-
-        def layers(dtype: torch.dtype) -> list[Tensor]:
-            return [tensor(num_tokens, num_positions, width, dtype=dtype) for width in (384, 768)]
-
-        inputs = Inputs(
-            student=tensor(num_tokens, self.num_columns, dtype=self.student),
-            labels=None if self.is_bare else tensor(num_tokens, dtype=torch.int64),
-            mask=None if self.is_bare else tensor(num_tokens, dtype=torch.bool),
-            num_tokens=None,
-            student_hidden=layers(self.hidden),
-            teacher_hidden=layers(self.teacher),
-            teacher_scale=[],
-            hidden_mask=None
-            if self.is_bare
-            else tensor(num_tokens, num_positions, dtype=torch.bool),
-        )
-        options = Options(
-            divergence=self.divergence,
-            alpha=0.3,
-            beta=0.5,
-            temperature=self.temperature,
-            teacher_temperature=self.temperature,
-            logit_scale=1.0,
-            teacher_logit_scale=1.0,
-            softcap=0.0,
-            teacher_softcap=0.0,
-            kd_scale=self.temperature**2,
-            kd_weight=1.0,
-            ce_weight=0.5,
-            hidden_weight=0.5,
-            hidden_distance="mse",
-            vocab_size=self.num_columns,
-            ignore_index=-100,
-            reduction=self.reduction,
-            needs_grad_student=self.has_gradient,
-            needs_grad_hidden=self.has_gradient,
-        )
-        teacher = tensor(num_tokens, self.num_columns, dtype=self.teacher)
-        return plan(inputs, teacher, options, warp_size)[0]
-
-
-_FLOAT32: dict[str, Any] = {
-    "student": torch.float32,
-    "teacher": torch.float32,
-    "hidden": torch.float32,
-}
-# Each kernel with the divergences that use most registers, at each entry of the launch table.
-CASES = (
-    Case("64 columns", 64),
-    Case("28 intents, jsd", 32, "jsd", **_FLOAT32),
-    Case("longest tile, jsd", 8192, "jsd"),
-    Case("longest tile, jeffreys", 8192, "jeffreys", **_FLOAT32),
-    Case("32k", 32000),
-    Case("32k, float32 teacher", 32000, "jsd", teacher=torch.float32),
-    Case("128k, reverse", 128256, "reverse_kl"),
-    Case("128k, jeffreys, float32", 128256, "jeffreys", **_FLOAT32),
-    Case("XLM-R, rows not aligned", 250002, "jeffreys"),
-    Case("XLM-R, jsd, one value a token", 250002, "jsd", reduction="none"),
-    Case("64 columns, bare", 64, is_bare=True),
-    Case("28 intents, bare", 28, is_bare=True, **_FLOAT32),
-    Case("8k, bare", 8192, is_bare=True),
-    Case("32k, bare", 32000, is_bare=True),
-    Case("50,280, bare: no multiple of 16", 50280, is_bare=True),
-    Case("128k, bare", 128256, "jsd", is_bare=True, **_FLOAT32),
-    Case("XLM-R, bare", 250002, is_bare=True),
-)
-
-
-def all_cases() -> Iterator[Case]:
-    """The full grid: table entries x divergences x dtypes x temperature x gradient or not."""
-    columns = (16, 64, 256, 1024, 4096, 8192, 32000, 250002)
-    divergences = ("forward_kl", "reverse_kl", "jeffreys", "jsd")
-    dtypes: tuple[dict[str, Any], ...] = (
-        {},
-        _FLOAT32,
-        {"teacher": torch.float32},
-        {"student": torch.float16, "hidden": torch.float16},
-    )
-    grid = itertools.product(columns, divergences, dtypes, (1.0, 2.0), (True, False))
-    for num_columns, divergence, kinds, temperature, has_gradient in grid:
-        case = Case("", num_columns, divergence, temperature=temperature, **kinds)
-        kind = "/".join(str(dtype)[6:] for dtype in (case.student, case.teacher))
-        name = f"{num_columns} {divergence} {kind} T={temperature:g} grad={has_gradient}"
-        yield dataclasses.replace(case, name=name, has_gradient=has_gradient)
-
-
 def scale_launches() -> list[Launch]:
     """The launches of ``scale_``: one scale for all, and one a token."""
     grad = torch.empty(512, 32000, dtype=torch.bfloat16, device="meta")
@@ -330,7 +219,7 @@ def reports(cases: Iterable[Case]) -> Iterator[Report]:
         for target, gpu in TARGETS.items():
             for launch in case.launches(gpu.warp_size):
                 key = (target, launch.kernel.__name__)
-                if launch.kernel in (dense_kd_tile, dense_kd_rows) or key not in compiled:
+                if launch.is_register_bound or key not in compiled:
                     compiled.add(key)
                     yield compile_launch(case.name, launch, target)
 

@@ -106,7 +106,7 @@ class Frame:
             "DIVERGENCE": options.resolved_divergence,
             "KD_GRAD": options.kd_weight != 0.0,
             "CE_GRAD": has_labels and options.ce_weight != 0.0,
-            "OWN_SUM": has_labels and options.temperature != 1.0,
+            "OWN_SUM": has_labels and options.softmax_temperature != 1.0,
             "PER_TOKEN": options.reduction == "none",
             "WIDTHS": tuple(layer.shape[2] for layer in inputs.student_hidden),
             "ALIGNMENTS": inputs.hidden_alignments,

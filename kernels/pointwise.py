@@ -5,13 +5,16 @@ tempered logit, any divergence D(p, q) has the gradient
 
     dD/dx_v = q_v (dD/dq_v - sum_u q_u dD/dq_u),
 
-because dq_u/dx_v = q_u (1[u = v] - q_v). Where dD/dq_v has a part -p_v / q_v it is kept apart, as
-``direct``, so that nothing is divided by q: with dD/dq_v = g_v + direct_v / q_v
+because dq_u/dx_v = q_u (1[u = v] - q_v). Where q_v dD/dq_v has a part that is better not made by
+multiplying with q_v, as the -p_v of forward KL, it is kept apart as ``direct``, so that nothing is
+divided by q: with q_v dD/dq_v = direct_v + q_v g_v
 
     dD/dx_v = direct_v + q_v (g_v - centre),   centre = sum_u direct_u + q_u g_u,
 
-and a constant in g cancels. A probability of zero contributes its limit; NaN is never masked, so
-that it reaches the loss.
+and a constant in g cancels. A probability of zero contributes its limit, and nothing where both
+are zero; NaN is never masked, so that it reaches the loss.
+
+A logit z becomes c tanh(z / c) under a softcap c, with the slope 1 - tanh(z / c)^2.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -21,23 +24,62 @@ import triton.language as tl
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # running maxima start here: -inf - -inf is NaN
+_LEAST = tl.constexpr(1.1754943508222875e-38)  # below it lies what devices flush to zero
 
 
 @triton.jit
-def logits_of(stored, logit_scale):
-    """Stored logits as the loss sees them, float32."""
+def _tanh(x):
+    """Within 2e-7 of tanh(x), relatively: as an odd polynomial where 1 - e^-2x would cancel."""
+    square = x * x
+    slope = -0.33332622 + square * (0.13313521 + square * (-0.05223111 + square * 0.015640482))
+    power = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+    large = (1.0 - power) / (1.0 + power)
+    return tl.where(tl.abs(x) < 0.6, x + x * square * slope, tl.where(x < 0.0, -large, large))
+
+
+@triton.jit
+def logits_of(stored, side):
+    """Stored logits as the loss sees them, float32: scaled, then capped; -inf is never capped."""
     logits = stored.to(tl.float32)
-    if logit_scale is not None:
-        logits *= logit_scale
+    if side.logit_scale is not None:
+        logits *= side.logit_scale
+    if side.softcap is not None:
+        capped = side.softcap * _tanh(logits * (1.0 / side.softcap))
+        logits = tl.where(logits == -float("inf"), logits, capped)
     return logits
 
 
 @triton.jit
-def contribution(p, q, log2_p, log2_q, log2_ratio, beta, DIVERGENCE: tl.constexpr):
-    """An entry's share of D, in bits, its g, in nats, and its ``direct``.
+def capped_gradient(gradient, logits, side):
+    """From the gradient of logits as the loss sees them to that of logits before the cap."""
+    if side.softcap is not None:
+        tanh = logits * (1.0 / side.softcap)
+        gradient = tl.where(logits == -float("inf"), gradient, gradient * (1.0 - tanh * tanh))
+    return gradient
 
-    ``log2_ratio`` is log2(q / p): with fewer roundings than the difference of the logarithms.
+
+@triton.jit
+def squared_error(ours, theirs, is_column):
+    """An entry's share of V D, and its ``direct`` V / 2, for logit_mse."""
+    error = tl.where(is_column, ours - theirs, 0.0)
+    return error * error, error
+
+
+@triton.jit
+def _mixture(first, second, share):
+    """The mixture of two shares, but never 0: it is divided by, and its logarithm taken."""
+    mixture = share * first + (1.0 - share) * second
+    return tl.where(mixture < _LEAST, _LEAST, mixture)
+
+
+@triton.jit
+def contribution(p, q, log2_p, log2_q, log2_ratio, terms, DIVERGENCE: tl.constexpr):
+    """An entry's share of D, its g and its ``direct``.
+
+    D is in bits where it is a sum of logarithms: ``terms.value_to_kd`` knows. ``log2_ratio`` is
+    log2(q / p): with fewer roundings than the difference of the logarithms.
     """
+    beta = terms.beta
     nothing = tl.zeros_like(q)
     if DIVERGENCE == "forward_kl":  # sum p log(p / q)
         return tl.where(p == 0.0, 0.0, -p * log2_ratio), nothing, -p
@@ -47,9 +89,68 @@ def contribution(p, q, log2_p, log2_q, log2_ratio, beta, DIVERGENCE: tl.constexp
     elif DIVERGENCE == "jeffreys":
         ratio = tl.where(q == 0.0, 0.0, log2_ratio)
         return q * ratio + tl.where(p == 0.0, 0.0, -p * log2_ratio), ratio * LN2, -p
-    else:  # jsd, m = beta p + (1 - beta) q: g = (1 - beta) log(q / m)
-        tl.static_assert(DIVERGENCE == "jsd")
-        log2_m = tl.log2(beta * p + (1.0 - beta) * q)
+    elif DIVERGENCE == "jsd":  # m = beta p + (1 - beta) q: g = (1 - beta) log(q / m)
+        log2_m = tl.log2(_mixture(p, q, beta))
         ratio = tl.where(q == 0.0, 0.0, (1.0 - beta) * (log2_q - log2_m))
         from_p = tl.where(p == 0.0, 0.0, beta * p * (log2_p - log2_m))
         return from_p + q * ratio, ratio * LN2, nothing
+    elif DIVERGENCE == "skew_forward_kl":  # the same m: g = -(1 - beta) p / m
+        m = _mixture(p, q, beta)
+        value = tl.where(p == 0.0, 0.0, p * (log2_p - tl.log2(m)))
+        return value, (beta - 1.0) * (p / m), nothing
+    elif DIVERGENCE == "skew_reverse_kl":  # m = beta q + (1 - beta) p: g = log(q / m) - beta q / m
+        m = _mixture(q, p, beta)
+        ratio = tl.where(q == 0.0, 0.0, log2_q - tl.log2(m))
+        return q * ratio, ratio * LN2 - beta * (q / m), nothing
+    elif DIVERGENCE == "tvd":  # sum |p - q| / 2: g = sign(q - p) / 2, 0 at ties
+        sign = tl.where(p == q, 0.0, tl.where(q > p, 0.5, -0.5))
+        return sign * (q - p), sign, nothing
+    elif DIVERGENCE == "zero":  # of a distribution from itself
+        return 0.0 * (p + q), nothing, nothing
+    else:
+        value, direct = _alpha_beta(log2_p, log2_q, log2_ratio, terms.alpha, beta, DIVERGENCE)
+        is_event = (log2_p != -float("inf")) | (log2_q != -float("inf"))
+        return tl.where(is_event, value, 0.0), nothing, tl.where(is_event, direct, 0.0)
+
+
+@triton.jit
+def _alpha_beta(log2_p, log2_q, log2_ratio, alpha, beta, DIVERGENCE: tl.constexpr):
+    """The alpha-beta divergence (a, b) and its limits, and q dD/dq.
+
+    D = sum [a p^(a+b) + b q^(a+b)] / (a b (a+b)) - p^a q^b / (a b), so that
+    q dD/dq = (q^(a+b) - p^a q^b) / a, of which the limit at a = 0 is q^b log(q / p).
+    """
+    if DIVERGENCE == "alpha_beta":
+        total = alpha + beta
+        ours = tl.exp2(total * log2_q)
+        cross = tl.exp2(alpha * log2_p + beta * log2_q)
+        own = (alpha / total) * tl.exp2(total * log2_p) + (beta / total) * ours
+        return (own - cross) * (1.0 / (alpha * beta)), (ours - cross) * (1.0 / alpha)
+    elif DIVERGENCE == "alpha_beta_alpha_0":  # sum q^b log(q / p) / b - (q^b - p^b) / b^2
+        ours = tl.exp2(beta * log2_q)
+        direct = ours * tl.where(ours == 0.0, 0.0, log2_ratio * LN2)
+        gap = beta * direct - ours + tl.exp2(beta * log2_p)
+        value = _tangent_gap(gap, ours, -beta * log2_ratio * LN2)
+        return value * (1.0 / (beta * beta)), direct
+    elif DIVERGENCE == "alpha_beta_beta_0":  # sum p^a log(p / q) / a - (p^a - q^a) / a^2
+        theirs = tl.exp2(alpha * log2_p)
+        ours = tl.exp2(alpha * log2_q)
+        from_p = theirs * tl.where(theirs == 0.0, 0.0, -log2_ratio * LN2)
+        value = _tangent_gap(alpha * from_p - theirs + ours, theirs, alpha * log2_ratio * LN2)
+        return value * (1.0 / (alpha * alpha)), (ours - theirs) * (1.0 / alpha)
+    elif DIVERGENCE == "alpha_beta_sum_0":  # sum (r - 1 - log r) / a^2, r = (p / q)^a
+        power = tl.exp2(-alpha * log2_ratio)
+        tangent = -alpha * log2_ratio * LN2
+        value = _tangent_gap(power - 1.0 - tangent, 1.0, tangent)
+        return value * (1.0 / (alpha * alpha)), (1.0 - power) * (1.0 / alpha)
+    else:  # sum (log p - log q)^2 / 2
+        tl.static_assert(DIVERGENCE == "alpha_beta_0_0")
+        ratio = log2_ratio * LN2
+        return 0.5 * ratio * ratio, ratio
+
+
+@triton.jit
+def _tangent_gap(gap, scale, x):
+    """``gap``, which is scale (e^x - 1 - x), as a series near x = 0, where it is rounding alone."""
+    series = 0.5 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040)))))
+    return tl.where(tl.abs(x) < 0.5, scale * (x * x) * series, gap)

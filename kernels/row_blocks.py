@@ -52,7 +52,7 @@ def read_block(
     stored = tl.load(
         side.logits + first + offset, mask=is_read, other=-float("inf"), eviction_policy=EVICTION
     )
-    logits = logits_of(stored, side.logit_scale)
+    logits = logits_of(stored, side)
     if LAYOUT == "shifted" or side.logit_scale is not None:
         logits = tl.where(column.to(tl.uint32, bitcast=True) < V, logits, -float("inf"))
     return logits

@@ -172,8 +172,6 @@ _NOT_YET: dict[str, set[str]] = {
         "divergence",
     },
     "cuda": {
-        "divergence",
-        "softcap",
         "sparse",
     },
 }

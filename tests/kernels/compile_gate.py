@@ -6,15 +6,13 @@ A process of its own: kernels that were imported for the interpreter cannot be c
 import dataclasses
 import json
 
-from mkd_fast.kernels import gates
+from mkd_fast.kernels import gate_cases, gates
 
-for report in gates.reports(gates.CASES):
+for report in gates.reports(gate_cases.CASES):
     print(json.dumps(dataclasses.asdict(report)))  # noqa: T201
 
 (launch,) = (
-    launch
-    for launch in gates.Case("oversized", 8192).launches(32)
-    if launch.kernel is gates.dense_kd_tile
+    launch for launch in gate_cases.Case("oversized", 8192).launches(32) if launch.is_register_bound
 )
 oversized = dataclasses.replace(launch, num_warps=2, arguments=launch.arguments | {"BLOCK": 32768})
 for target in gates.TARGETS:

@@ -39,6 +39,12 @@ def with_hidden(
     return arguments
 
 
+def both_without_some_columns(num_columns: int, **fields: Any) -> dict[str, Any]:
+    """-inf in 7 columns of both sides."""
+    arguments = case(6, num_columns, has_labels=False, **fields)
+    return changed(arguments, teacher=(slice(0, 7), -INF), student_logits=(slice(0, 7), -INF))
+
+
 def padded(rows: Tensor, num_extra: int) -> Tensor:
     """The same rows in memory whose rows are wider, with NaN between them."""
     wide = torch.full((len(rows), rows.shape[1] + num_extra), float("nan"), dtype=rows.dtype)
@@ -52,6 +58,30 @@ def strided(num_columns: int, *num_extra: int) -> dict[str, Any]:
         arguments[side] = padded(arguments[side], extra)
     return arguments
 
+
+# Every formula of pointwise.py, and the ends and limits that are resolved before the launch.
+DIVERGENCES: dict[str, dict[str, Any]] = {
+    "forward_kl": {},
+    "reverse_kl": {"divergence": "reverse_kl"},
+    "jeffreys": {"divergence": "jeffreys"},
+    "jsd": {"divergence": "jsd", "beta": 0.3},
+    "skew_forward_kl": {"divergence": "skew_forward_kl", "beta": 0.1},
+    "skew_reverse_kl": {"divergence": "skew_reverse_kl", "beta": 0.1},
+    "tvd": {"divergence": "tvd"},
+    "logit_mse": {"divergence": "logit_mse"},
+} | {
+    f"alpha_beta{pair}": {"divergence": "alpha_beta", "alpha_beta": pair}
+    for pair in ((0.2, 0.7), (0.0, 0.6), (0.6, 0.0), (0.6, -0.6), (0.0, 0.0), (-0.3, 1.0))
+}
+ENDS = {
+    f"{name}, beta {beta:g}": {"divergence": name, "beta": beta}
+    for name in ("jsd", "skew_forward_kl", "skew_reverse_kl")
+    for beta in (0.0, 1.0)
+}
+NEW = {name: DIVERGENCES[name] for name in list(DIVERGENCES)[4:]}
+# They stay finite where the teacher has a zero; the others are infinite, or know no zero.
+FINITE = ("forward_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
+FINITE += ("alpha_beta(0.2, 0.7)", "alpha_beta(0.6, 0.0)")
 
 CASES: dict[str, dict[str, Any]] = {
     # each divergence in either kernel and on either path through a row
@@ -67,15 +97,21 @@ CASES: dict[str, dict[str, Any]] = {
     "reverse, several blocks": case(2, WHOLE, divergence="reverse_kl", temperature=0.5),
     "jeffreys, several blocks": case(2, WHOLE, divergence="jeffreys", temperature=2.0),
     "jsd, several blocks": case(2, WHOLE, divergence="jsd", temperature=2.0),
-    # the ends of jsd are defined, not computed
-    "jsd, beta 0": case(2, TILE, divergence="jsd", beta=0.0),
-    "jsd, beta 1": case(2, TILE, divergence="jsd", beta=1.0),
+    **{f"{name}, tile": case(5, TILE, temperature=2.0, **NEW[name]) for name in NEW},
+    **{f"{name}, rows off 16 bytes": case(6, SHIFTED, **NEW[name]) for name in NEW},
+    "logit_mse, several blocks": case(2, WHOLE, divergence="logit_mse", temperature=2.0),
+    "logit_mse without labels": case(2, WHOLE, divergence="logit_mse", has_labels=False),
+    # the ends of a range are defined, not computed
+    **{name: case(2, TILE, **fields) for name, fields in ENDS.items()},
+    "skew_reverse_kl, beta 1, rows": case(
+        2, SHIFTED, divergence="skew_reverse_kl", beta=1.0, temperature=2.0
+    ),
     # widths
     "one column": case(2, 1),
     "one row": case(1, TILE),
     "rows not a multiple of a program's": case(35, 17),
     "power of two": case(3, 64, dtypes=(BF16, BF16)),
-    "XLM-R": case(2, 250_002, dtypes=(BF16, BF16), temperature=2.0),
+    "XLM-R": case(1, 250_002, dtypes=(BF16, BF16), temperature=2.0),
     # dtypes, and with them vector widths
     "bf16 of both, rows": case(3, 1032 * 8, dtypes=(BF16, BF16)),
     "bf16 of both, rows off 16 bytes": case(9, SHIFTED, dtypes=(BF16, BF16)),
@@ -86,9 +122,28 @@ CASES: dict[str, dict[str, Any]] = {
     "two temperatures": case(3, TILE, temperature=3.0, teacher_temperature=0.7),
     "cold": case(9, SHIFTED, temperature=0.1),
     "hot": case(3, TILE, temperature=20.0),
+    **{  # but for negative powers of probabilities that are next to nothing
+        f"{name}, cold": case(9, TILE, temperature=0.1, **NEW[name])
+        for name in NEW
+        if "-" not in name
+    },
+    **{f"{name}, hot": case(9, TILE, temperature=20.0, **NEW[name]) for name in NEW},
     "logit scales": case(3, TILE, logit_scale=0.25, teacher_logit_scale=2.0, temperature=2.0),
     "negative logit scale": case(3, SHIFTED, logit_scale=-0.5, teacher_logit_scale=-1.0),
     "no T^2": case(3, TILE, temperature=2.0, temperature_squared=False),
+    # softcaps
+    **{
+        f"{name}, capped": case(5, TILE, softcap=5.0, logit_scale=1.3, temperature=2.0, **fields)
+        for name, fields in DIVERGENCES.items()
+    },
+    "capped, rows": case(4, SHIFTED, softcap=5.0, temperature=2.0),
+    "capped, centre swept": case(4, SHIFTED, softcap=5.0, divergence="tvd"),
+    "student capped alone": case(5, TILE, softcap=5.0, teacher_softcap=None),
+    "teacher capped alone, rows": case(4, SHIFTED, teacher_softcap=5.0),
+    "two softcaps, bf16": case(5, TILE, softcap=5.0, teacher_softcap=30.0, dtypes=(BF16, BF16)),
+    "logits far below the cap": case(9, TILE, softcap=30.0, size=0.1),
+    "logits far above the cap": case(5, TILE, softcap=5.0, size=1e4),
+    "capped, both without some columns": both_without_some_columns(TILE, softcap=5.0),
     # weights
     "labels only to ignore": case(3, TILE, ce_weight=0.0),
     "no labels": case(3, SHIFTED, has_labels=False),
@@ -96,18 +151,26 @@ CASES: dict[str, dict[str, Any]] = {
     # huge and impossible logits
     "logits of 1e4": case(3, SHIFTED, size=1e4),
     "logits of 1e4, reverse": case(3, SHIFTED, size=1e4, divergence="reverse_kl"),
-    "one-hot teacher": changed(case(3, TILE), teacher=([7], 1e4)),
+    **{
+        f"{name}, one-hot teacher": changed(case(5, TILE, **DIVERGENCES[name]), teacher=([7], 1e4))
+        for name in FINITE
+    },
+    **{
+        f"{name}, teacher without some columns": changed(
+            case(5, TILE, **DIVERGENCES[name]), teacher=(slice(3, 30), -INF)
+        )
+        for name in FINITE
+    },
+    **{
+        f"{name}, both without some columns": both_without_some_columns(TILE, **fields)
+        for name, fields in DIVERGENCES.items()
+        if name != "logit_mse"
+    },
     "teacher without some columns": changed(case(3, SHIFTED), teacher=(slice(3, 700), -INF)),
-    "both without some columns, reverse": changed(
-        case(3, SHIFTED, divergence="reverse_kl", has_labels=False),
-        teacher=(slice(0, 700), -INF),
-        student_logits=(slice(0, 700), -INF),
+    "reverse, both without some columns, rows": both_without_some_columns(
+        SHIFTED, divergence="reverse_kl"
     ),
-    "both without some columns, jsd": changed(
-        case(3, TILE, divergence="jsd", has_labels=False),
-        teacher=(slice(0, 7), -INF),
-        student_logits=(slice(0, 7), -INF),
-    ),
+    "jsd, what both flush to zero": case(3, SHIFTED, divergence="jsd", size=15.0, temperature=0.5),
     "masked with the lowest number": changed(
         case(3, SHIFTED),
         teacher=(slice(0, 700), torch.finfo(F32).min),
@@ -116,6 +179,9 @@ CASES: dict[str, dict[str, Any]] = {
     # columns that are not real, and NaN where nothing may be read
     "padded columns, tile": case(5, TILE, vocab_size=50),
     "padded columns, rows": case(3, WHOLE, vocab_size=8201),
+    "logit_mse, padded columns": case(5, TILE, vocab_size=50, divergence="logit_mse"),
+    "logit_mse, padded columns, rows": case(3, WHOLE, vocab_size=8201, divergence="logit_mse"),
+    "alpha_beta, padded columns": case(5, TILE, vocab_size=50, **NEW["alpha_beta(0.0, 0.6)"]),
     "padded columns, off 16 bytes": case(3, SHIFTED, vocab_size=1024, divergence="jeffreys"),
     "strided rows": strided(TILE, 4, 8),
     "strided rows off 16 bytes": strided(SHIFTED, 8, 16),
@@ -207,17 +273,18 @@ def loss_of(device: str, **arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("num_columns", [TILE, SHIFTED])
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jeffreys", "jsd"])
+@pytest.mark.parametrize("divergence", [*DIVERGENCES, "skew_forward_kl, beta 1"])
 @pytest.mark.parametrize("side", ["student_logits", "teacher"])
 @pytest.mark.parametrize("value", [INF, float("nan")])
 def test_nan_and_infinity_reach_the_loss_of_their_token_alone(
     num_columns: int, divergence: str, side: str, value: float, device: str
 ) -> None:
-    arguments = case(4, num_columns, divergence=divergence)
+    arguments = case(4, num_columns, **(DIVERGENCES | ENDS)[divergence])
     arguments[side][1, num_columns - 1] = value
     loss, gradient = loss_of(device, **arguments)
+    if divergence == "logit_mse" and value == INF:  # an infinite error
+        loss = torch.where(loss == INF, torch.nan, loss)
     assert loss.isnan().tolist() == [False, True, False, False]
-    assert gradient[1].isnan().any()
     assert gradient[[0, 2, 3]].isfinite().all()
 
 
@@ -253,13 +320,13 @@ def test_a_term_of_weight_zero_is_left_out_whatever_it_is(num_columns: int, devi
 
 
 @pytest.mark.parametrize("num_columns", [TILE, SHIFTED])
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jeffreys", "jsd"])
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
-    num_columns: int, divergence: str, device: str
+    num_columns: int, name: str, device: str
 ) -> None:
     logits = normal(3, num_columns, seed=0)
     loss, gradient = loss_of(
-        device, student_logits=logits, teacher=logits.clone(), divergence=divergence
+        device, student_logits=logits, teacher=logits.clone(), **DIVERGENCES[name]
     )
     rounding = torch.finfo(F32).eps
     assert loss.abs() <= 8 * rounding
@@ -282,3 +349,4 @@ def test_traffic_is_six_bytes_a_logit_on_chip_and_ten_in_two_sweeps() -> None:
     assert bytes_per_logit(8192, "jsd") == 6
     assert bytes_per_logit(128_256) == 10
     assert bytes_per_logit(128_256, "jsd") == 14
+    assert bytes_per_logit(128_256, "logit_mse") == 6
