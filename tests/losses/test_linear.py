@@ -244,7 +244,7 @@ class TestSkippedColumns:
         out.loss.backward()
         return hidden, weight
 
-    @pytest.mark.parametrize("kind", ["head", "dense"])
+    @pytest.mark.parametrize("kind", ["head", "dense", "sparse"])
     @pytest.mark.parametrize("max_chunk_bytes", [1, None])
     def test_error_is_within_its_bound(self, kind, max_chunk_bytes):
         hidden, weight = self.gradients(self.skip_below, kind, max_chunk_bytes)
