@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mkd_fast.benchmarks import dense_kd, hidden, report, results
+from mkd_fast.benchmarks import dense_kd, hidden, linear_kd, report, results, sparse_kd
 from mkd_fast.benchmarks.case import Case
 from mkd_fast.benchmarks.harness import TINY, Effort, Measurement, measure
 from mkd_fast.benchmarks.machine import device_name
@@ -13,7 +13,12 @@ from mkd_fast.benchmarks.roofline import StreamingLimit
 from mkd_fast.checks import benchmarks as checks
 from mkd_fast.checks.wording import one_of
 
-OPS = {"dense_kd": dense_kd.cases, "hidden": hidden.cases}
+OPS = {
+    "dense_kd": dense_kd.cases,
+    "sparse_kd": sparse_kd.cases,
+    "hidden": hidden.cases,
+    "linear_kd": linear_kd.cases,
+}
 
 
 def bench(

@@ -36,7 +36,8 @@ class Shape:
     def tiny(self) -> "Shape":
         """The same parts, a few of each."""
         num_kept = self.num_kept // 8
-        return replace(self, num_rows=4, num_columns=300, num_kept=num_kept, cpu_budgets=())
+        few = self.num_columns // 101
+        return replace(self, num_rows=4, num_columns=few, num_kept=num_kept, cpu_budgets=())
 
     @property
     def name(self) -> str:
@@ -73,8 +74,7 @@ def make_inputs(shape: Shape, device: torch.device, seed: int) -> Inputs:
     assert isinstance(teacher, Tensor)
     logits, ids = teacher.topk(shape.num_kept)
     log_z = torch.stack([row.float().div(TEMPERATURE).logsumexp(0) for row in teacher])
-    inputs.arguments |= {"ids": ids.int(), "logits": logits, "log_z": log_z}
-    return inputs
+    return Inputs({**inputs.arguments, "ids": ids.int(), "logits": logits, "log_z": log_z})
 
 
 def loss_of(
