@@ -179,6 +179,8 @@ _NOT_YET: dict[str, set[str]] = {
 
 def not_fusible(rows: Rows, spec: LossSpec) -> str | None:
     """None where a fused op computes exactly this loss, else what stands in the way."""
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform, which sees through plain torch only"
     device_type = rows.student.device.type
     missing = _NOT_YET.get(device_type, set())
     if "sparse" in missing and not isinstance(rows.teacher, Tensor | TeacherHead):

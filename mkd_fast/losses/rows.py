@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.nn import functional
 
 from mkd_fast.checks import losses as checks
@@ -186,7 +187,9 @@ def _check_divergence(function: str, teacher: Teacher, spec: LossSpec) -> None:
 
 def _check_ids(rows: Rows) -> None:
     """Labels and teacher's ids that count name columns, where looking waits for no device."""
-    if rows.student.device.type != "cpu" or torch.compiler.is_compiling():
+    is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    is_fake = isinstance(rows.student, FakeTensor)
+    if rows.student.device.type != "cpu" or is_traced or is_fake:
         return
     function = rows.tokens.function
     if rows.labels is not None:
