@@ -28,6 +28,8 @@ class Case:
     student: torch.dtype = torch.bfloat16
     teacher: torch.dtype = torch.bfloat16
     hidden: torch.dtype = torch.bfloat16
+    teacher_hidden: torch.dtype | None = None  # that of the teacher's logits
+    distance: str = "mse"
     temperature: float = 2.0
     softcap: float = 0.0
     reduction: str = "mean"
@@ -50,14 +52,15 @@ class Case:
         def unless_bare(*shape: int, dtype: torch.dtype) -> Tensor | None:
             return None if self.is_bare else on_meta(*shape, dtype=dtype)
 
+        scales = [on_meta(_NUM_TOKENS, _NUM_POSITIONS, dtype=torch.float32)] * 2
         return Inputs(
             student=on_meta(_NUM_TOKENS, self.num_columns, dtype=self.student),
             labels=unless_bare(_NUM_TOKENS, dtype=torch.int64),
             mask=unless_bare(_NUM_TOKENS, dtype=torch.bool),
             num_tokens=None,
             student_hidden=layers(self.hidden),
-            teacher_hidden=layers(self.teacher),
-            teacher_scale=[],
+            teacher_hidden=layers(self.teacher_hidden or self.teacher),
+            teacher_scale=scales if self.teacher_hidden == torch.int8 else [],
             hidden_mask=unless_bare(_NUM_TOKENS, _NUM_POSITIONS, dtype=torch.bool),
         )
 
@@ -77,7 +80,7 @@ class Case:
             kd_weight=1.0,
             ce_weight=0.5,
             hidden_weight=0.5,
-            hidden_distance="mse",
+            hidden_distance=self.distance,
             vocab_size=self.num_columns,
             ignore_index=-100,
             reduction=self.reduction,
@@ -96,6 +99,7 @@ _FLOAT32: dict[str, Any] = {
     "teacher": torch.float32,
     "hidden": torch.float32,
 }
+_INT8_COSINE: dict[str, Any] = {"teacher_hidden": torch.int8, "distance": "cosine"}
 # Each kernel with the options that use most registers, at each entry of the launch table.
 CASES = (
     Case("64 columns", 64),
@@ -108,6 +112,10 @@ CASES = (
     Case("128k, jeffreys, float32", 128256, "jeffreys", **_FLOAT32),
     Case("XLM-R, rows not aligned", 250002, "jeffreys"),
     Case("XLM-R, jsd, one value a token", 250002, "jsd", reduction="none"),
+    Case("64 columns, cosine, int8 states", 64, **_INT8_COSINE),
+    Case("32k, cosine, int8 states", 32000, **_INT8_COSINE, hidden=torch.float32),
+    Case("8k, bare, cosine", 8192, distance="cosine", is_bare=True),
+    Case("32k, bare, int8 states", 32000, teacher_hidden=torch.int8, is_bare=True),
     Case("64 columns, bare", 64, is_bare=True),
     Case("28 intents, bare", 28, is_bare=True, **_FLOAT32),
     Case("8k, bare", 8192, is_bare=True),
@@ -145,6 +153,7 @@ _OTHERS: tuple[dict[str, Any], ...] = (
     {"softcap": 30.0},
     {"temperature": 1.0},
     {"has_gradient": False},
+    _INT8_COSINE,
 )
 
 
