@@ -151,8 +151,8 @@ def test_rounds_run_every_variant_once_in_turned_order(
 ) -> None:
     recorder = Recorder()
     measured(case(a=recorder.variant("a"), b=recorder.variant("b")))
-    judged_and_weighed, timed = recorder.calls[:4], recorder.calls[4:]
-    assert [name for name, _ in judged_and_weighed] == ["a", "b", "a", "b"]
+    before, timed = recorder.calls[:6], recorder.calls[6:]
+    assert [name for name, _ in before] == ["a", "b", "a", "a", "b", "b"]  # judged, warm, weighed
     # rounds a b stream, b stream a, stream a b
     assert [name for name, _ in timed] == ["a", "b", "b", "a", "a", "b"]
 
@@ -162,7 +162,7 @@ def test_no_call_gets_the_inputs_of_the_call_before(
 ) -> None:
     recorder = Recorder()
     measured(case(a=recorder.variant("a"), b=recorder.variant("b")))
-    seeds = [seed for _, seed in recorder.calls[4:]]
+    seeds = [seed for _, seed in recorder.calls[6:]]
     assert seeds == [0, 1, 2, 3, 4, 5]  # as many sets as calls, where they are small
 
 
