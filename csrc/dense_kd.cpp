@@ -13,11 +13,14 @@
 //
 // forward KL:  G = -p/q            so  dD/dz = (q - p) / T_s
 // reverse KL:  G = log(q/p) + 1    so  dD/dz = q (log(q/p) - D) / T_s
-// JSD:         G = (1 - beta) log(q/m)
+// The others are in divergences.h, mixtures.h and alpha_beta.h. logit_mse is of the logits
+// themselves: dD/dz = 2 (z_s - z_t) / V. A capped logit z' = cap tanh(z / cap), whose gradient is
+// the above times 1 - (z' / cap)^2, is made where a row becomes floats: block.h.
 //
 // Sweeps. 1. Sums: the largest logits, Z_s, Z_t, the cross sums that give the KL family its value
-// and the cross-entropy's own Z. 2. JSD alone: value and sum q G, which need p and q normalised.
-// 3. Gradient. A sweep goes block by block: 1,024 columns of both sides are converted to float in
+// and the cross-entropy's own Z. 2. All but the KL family: value and sum q G, which need p and q
+// normalised. 3. Gradient.
+// A sweep goes block by block: 1,024 columns of both sides are converted to float in
 // the first-level cache, their maximum is found on the way, and the exponentials are taken from
 // there. The sums refer to the largest logit so far and are rescaled when it rises, so that the
 // first sweep reads memory once. Sums run in float within a block and in double across blocks.
@@ -27,7 +30,7 @@
 // still lies in a cache at the last sweep (256 KB at V = 32,000 in float32); that sweep runs
 // backwards, so that what does is used. Operations a column: 2 exponentials (about 10
 // instructions each for a whole register) in each sweep, one more for CE unless T_s is 1 or 2,
-// where exp(z) is e_s or its square; one logarithm in each sweep of JSD after the first.
+// where exp(z) is e_s or its square; one logarithm in each sweep of a mixture after the first.
 // Forward KL keeps its exponentials for the last sweep, and takes none of them twice: long_rows.h.
 // Rows of at most 64 columns (small label sets) go many at a time: short_rows.h.
 // A fresh gradient costs more in page faults than in arithmetic, hence memory that is kept between
@@ -38,7 +41,7 @@
 // Rows left over when each thread has had as many as the others are split between them, for forward
 // KL: the parts' sums are joined between the two sweeps.
 //
-// Not supported: float64, the other divergences and double backward, which are all eager.
+// Not supported: float64 and double backward, which are eager.
 #include <torch/csrc/stable/library.h>
 
 #include "kd_op.h"

@@ -1,47 +1,20 @@
 // The divergences, each as what a row's sweeps must collect and what they must write.
 //
-// t_s and t_t are log2 of the unnormalised probabilities, e_s = 2^t_s and e_t = 2^t_t, relative to
-// the largest logit of the row; Z_s and Z_t are the sums of e_s and e_t. In this file "s" is the
-// student, q = e_s / Z_s, and "t" the teacher, p = e_t / Z_t.
+// A policy is made of the call's options and says
+//   kNeedsForward, kNeedsReverse  which cross sums of the first sweep its value takes
+//   kNeedsValueSweep              or that its value takes a sweep over normalised probabilities
+//   kNeedsLogarithms              whether its gradient takes t_s and t_t besides e_s and e_t
+//   kOfLogits                     whether it is given z_s and z_t instead of t_s and t_t
+//   terms(factors, t_s, t_t, value, pull, q)   of a register of columns: F, q dF/dq and q
+//   gradient(factors, t_s, t_t, q)             its part of the gradient, and q
+// The same multiple of q may be left out of every pull, since dD/dz_v = (pull_v - q_v sum of pulls)
+// / T; events.h leaves out the same.
 #pragma once
 
-#include <cmath>
-
-#include "vec.h"
+#include "alpha_beta.h"
+#include "mixtures.h"
 
 namespace mkd::MKD_ISA {
-
-constexpr double kLn2 = 0.693147180559945309;
-
-// What the first sweep leaves behind.
-struct RowSums {
-  float max_s = -__builtin_inff(), max_t = -__builtin_inff();
-  double z_s = 0.0, z_t = 0.0;
-  double z_ce = 0.0;                    // sum of exp(z_s - max), without a temperature
-  double cross_t = 0.0, cross_s = 0.0;  // sum of e_t (t_t - t_s), and of e_s (t_s - t_t)
-  double log2_ratio() const { return ::log2(z_t / z_s); }
-};
-
-// The factors of one row, as the sweeps multiply by them.
-struct RowFactors {
-  float inverse_z_s, inverse_z_t;
-  float exponent_s, exponent_t;       // Z = 2^exponent / rest, so that no logarithm of Z is rounded
-  float rest_s, rest_t, tilt;         // tilt = log2(rest_t / rest_s)
-  float weight;                       // of the kd gradient
-  float share;                        // beta
-  float centre_whole, centre, slope;  // of reverse_kl, and of those with a value sweep: see there
-
-  // Fill in what a value sweep takes to make probabilities of t_s and t_t.
-  void normalise(const RowSums& sums) {
-    const double log2_z_s = ::log2(sums.z_s), log2_z_t = ::log2(sums.z_t);
-    const double whole_s = ::rint(log2_z_s), whole_t = ::rint(log2_z_t);
-    exponent_s = static_cast<float>(whole_s);
-    exponent_t = static_cast<float>(whole_t);
-    rest_s = static_cast<float>(::exp2(whole_s) / sums.z_s);
-    rest_t = static_cast<float>(::exp2(whole_t) / sums.z_t);
-    tilt = static_cast<float>((whole_t - log2_z_t) - (whole_s - log2_z_s));
-  }
-};
 
 // forward_kl, reverse_kl, their sum (jeffreys), or neither:
 //   sum p (log p - log q) = ln2 sum(e_t (t_t - t_s)) / Z_t - ln Z_t + ln Z_s      gradient q - p
@@ -52,8 +25,10 @@ struct RowFactors {
 template <bool kForward, bool kReverse>
 struct KL {
   static constexpr bool kNeedsForward = kForward, kNeedsReverse = kReverse;
-  static constexpr bool kNeedsValueSweep = false;
-  static constexpr bool kNeedsLogarithms = kReverse;  // for its gradient, besides e_s and e_t
+  static constexpr bool kNeedsValueSweep = false, kOfLogits = false;
+  static constexpr bool kNeedsLogarithms = kReverse;
+
+  explicit KL(const KD&) {}
 
   static double value(const RowSums& sums, RowFactors& factors) {
     const double log_ratio = kLn2 * sums.log2_ratio();
@@ -67,7 +42,21 @@ struct KL {
       factors.slope = static_cast<float>(factors.weight * kLn2);
       total += reverse;
     }
+    if constexpr (!kForward && !kReverse) total = sums.broken();
     return total;
+  }
+
+  // Column by column, for a teacher that does not fill a row's sums.
+  static void terms(const RowFactors& f, Vec t_s, Vec t_t, Vec& value, Vec& pull, Vec& q) {
+    const Column c = f.column(t_s, t_t);
+    const Vec zero = all(0.0f), log_ratio = all(static_cast<float>(kLn2)) * c.d;
+    value = pull = zero;
+    if constexpr (kReverse) value = pull = where(above(c.q, zero), zero - c.q * log_ratio);
+    if constexpr (kForward) {
+      value = value + where(above(c.p, zero), c.p * log_ratio);
+      pull = pull - c.p;
+    }
+    q = c.q;
   }
 
   // The kd gradient of one register; q is left for the cross-entropy.
@@ -90,42 +79,97 @@ struct KL {
   }
 };
 
-// beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q, 0 < beta < 1:
-//   gradient (1 - beta) q (log(q / m) - KL(q, m))
-// With d = log2(p / q), w = 2^-|d| and L = -log2(a + (1 - a) w), where a is the share of the
-// larger of the two:  log2(p / m) = L + min(d, 0),  log2(q / m) = L - max(d, 0).
-// Nothing overflows or cancels more than p and q themselves do, and one exponential gives the
-// larger, w times it the smaller.
-struct JSD {
-  static constexpr bool kNeedsForward = false, kNeedsReverse = false;
-  static constexpr bool kNeedsValueSweep = true;
-  static constexpr bool kNeedsLogarithms = true;
+// 1/2 sum |p - q|:  dD/dq = 1/2 sign(q - p), and 0 at ties. A tie is what rounding cannot tell
+// from one: t_s and t_t are the products of a logit and a rate, each rounded.
+class TotalVariation {
+ public:
+  explicit TotalVariation(const KD&) {}
 
-  // value: a term of D. pull: q dD/dq, both in units of log2.
-  static void terms(const RowFactors& f, Vec t_s, Vec t_t, Vec& value, Vec& pull, Vec& q) {
-    const Vec zero = all(0.0f), share = all(f.share), rest = all(1.0f) - share;
-    const Vec log_q = t_s - all(f.exponent_s), log_p = t_t - all(f.exponent_t);
-    const Vec d = (log_p - log_q) + all(f.tilt);
-    const Mask p_leads = above(d, zero);
-    const Vec most =
-        exp2(where(p_leads, log_p, log_q)) * where(p_leads, all(f.rest_t), all(f.rest_s));
-    const Vec ratio = exp2(min(d, zero - d));
-    const Vec least = most * ratio;
-    const Vec p = where(p_leads, most, least);
-    q = where(p_leads, least, most);
-    const Vec share_of_most = where(p_leads, share, rest);
-    const Vec mixed = log2(fma(all(1.0f) - share_of_most, ratio, share_of_most));
-    const Vec log_p_m = min(d, zero) - mixed, log_q_m = (zero - max(d, zero)) - mixed;
-    q = where(above(q, zero), q);
-    pull = where(above(q, zero), rest * q * log_q_m);
-    value = pull + where(above(p, zero), share * p * log_p_m);
-  }
-
-  static Vec gradient(const RowFactors& f, Vec t_s, Vec t_t, Vec& q) {
-    Vec value, pull;
-    terms(f, t_s, t_t, value, pull, q);
-    return fma(all(f.slope), pull, all(f.centre) * q);
+  void terms(const Column& c, Vec& value, Vec& pull) const {
+    constexpr float kRounding = 0x1p-22f;
+    const Vec zero = all(0.0f), noise = all(kRounding) - all(kRounding) * c.log_q;
+    const Vec half_q = all(0.5f) * c.q;
+    value = all(0.5f) * (max(c.p, c.q) - min(c.p, c.q));
+    pull = where(above(zero - c.d, noise), half_q) - where(above(c.d, noise), half_q);
   }
 };
+
+// The gradient from terms alone; slope and centre are the row's weight, and less that times the sum
+// of its pulls.
+template <class D>
+inline Vec gradient_of_pulls(const D& divergence, const RowFactors& f, Vec t_s, Vec t_t, Vec& q) {
+  Vec value, pull;
+  divergence.terms(f, t_s, t_t, value, pull, q);
+  return all(f.slope) * pull + all(f.centre) * q;  // alike rounded: 0 where one column is all
+}
+
+// A policy of a class whose terms(column, value, pull) say all there is to it.
+template <class Terms>
+class OfColumns : public Terms {
+ public:
+  static constexpr bool kNeedsForward = false, kNeedsReverse = false;
+  static constexpr bool kNeedsValueSweep = true, kNeedsLogarithms = true, kOfLogits = false;
+
+  using Terms::Terms;
+
+  void terms(const RowFactors& f, Vec t_s, Vec t_t, Vec& value, Vec& pull, Vec& q) const {
+    const Column c = f.column(t_s, t_t);
+    Terms::terms(c, value, pull);
+    q = c.q;
+  }
+
+  Vec gradient(const RowFactors& f, Vec t_s, Vec t_t, Vec& q) const {
+    return gradient_of_pulls(*this, f, t_s, t_t, q);
+  }
+};
+
+// Mean over V columns of (z_s - z_t)^2, gradient 2 (z_s - z_t) / V: no distribution, no
+// temperature. In a broken row centre is NaN, else 0.
+class LogitMSE {
+ public:
+  static constexpr bool kNeedsForward = false, kNeedsReverse = false;
+  static constexpr bool kNeedsValueSweep = true, kNeedsLogarithms = true, kOfLogits = true;
+
+  explicit LogitMSE(const KD& op) : share(static_cast<float>(1.0 / op.num_columns)) {}
+
+  void terms(const RowFactors&, Vec z_s, Vec z_t, Vec& value, Vec& pull, Vec&) const {
+    const Vec error = z_s - z_t;
+    value = error * error * all(share);
+    pull = all(0.0f);
+  }
+
+  Vec gradient(const RowFactors& f, Vec z_s, Vec z_t, Vec&) const {
+    return fma(all(2.0f * share * f.slope), z_s - z_t, all(f.centre));
+  }
+
+ private:
+  float share;
+};
+
+// act(policy) with that of the call.
+template <class Act>
+inline void with_divergence(const KD& op, Act act) {
+  switch (op.divergence) {
+    case Divergence::kForwardKL:
+      return act(KL<true, false>(op));
+    case Divergence::kReverseKL:
+      return act(KL<false, true>(op));
+    case Divergence::kJeffreys:
+      return act(KL<true, true>(op));
+    case Divergence::kJSD:
+      return act(OfColumns<Mixture<false>>(op));
+    case Divergence::kSkewForwardKL:
+    case Divergence::kSkewReverseKL:
+      return act(OfColumns<Mixture<true>>(op));
+    case Divergence::kTVD:
+      return act(OfColumns<TotalVariation>(op));
+    case Divergence::kAlphaBeta:
+      return act(OfColumns<AlphaBeta>(op));
+    case Divergence::kLogitMSE:
+      return act(LogitMSE(op));
+    case Divergence::kNone:
+      return act(KL<false, false>(op));
+  }
+}
 
 }  // namespace mkd::MKD_ISA

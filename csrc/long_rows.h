@@ -57,6 +57,7 @@ class LongRows {
   // The row's terms, and the factors of its gradient, from the sums of all its columns.
   Terms finish(int64_t n, const RowSums& all_sums, RowFactors& factors) const {
     Row row{n, nullptr, nullptr, false, all_sums, {}};
+    sweeps.normalise(row);
     const Terms terms = sweeps.finish(row);
     factors = row.factors;
     return terms;

@@ -11,33 +11,6 @@
 
 namespace mkd::MKD_ISA {
 
-// forward_kl, reverse_kl or their sum, event by event, as divergences.h has the others. (Its KL
-// takes the value from sums over all columns, which here leave the kept ones out.) The teacher's
-// probability is positive.
-template <bool kForward, bool kReverse>
-struct EachKL {
-  static void terms(const RowFactors& f, Vec t_s, Vec t_t, Vec& value, Vec& pull, Vec& q) {
-    const Vec log_q = t_s - all(f.exponent_s), log_p = t_t - all(f.exponent_t);
-    const Vec d = (log_p - log_q) + all(f.tilt), per_ln2 = all(static_cast<float>(kLog2E));
-    q = exp2(log_q) * all(f.rest_s);
-    value = pull = all(0.0f);
-    if constexpr (kReverse) {
-      value = pull = where(above(q, value), value - q * d);
-    }
-    if constexpr (kForward) {
-      const Vec p = exp2(log_p) * all(f.rest_t);
-      value = value + p * d;
-      pull = pull - p * per_ln2;
-    }
-  }
-
-  static Vec gradient(const RowFactors& f, Vec t_s, Vec t_t, Vec& q) {
-    Vec value, pull;
-    terms(f, t_s, t_t, value, pull, q);
-    return fma(all(f.slope), pull, all(f.centre) * q);
-  }
-};
-
 // Stands for no policy: what lies outside is one event.
 struct OneEvent {};
 
@@ -223,44 +196,23 @@ class SparseRows {
     return value + event.value;
   }
 
-  // act(policy) with that of divergences.h that works on the probabilities of each column outside.
-  template <class Act>
-  void with_policy(Act act) const {
-    switch (op.divergence) {
-      case Divergence::kForwardKL:
-        return act(EachKL<true, false>{});
-      case Divergence::kReverseKL:
-        return act(EachKL<false, true>{});
-      case Divergence::kJeffreys:
-        return act(EachKL<true, true>{});
-      case Divergence::kJSD:
-        return act(JSD{});
-      default:
-        break;
-    }
-  }
-
   // A further sweep, where the teacher gives each column outside a probability of its own.
   Event each_outside(double log_p) {
-    RowSums sums;
-    sums.z_s = row.z;
-    sums.z_t = ::exp(-log_p);
-    row.factors.normalise(sums);
-    row.factors.share = static_cast<float>(op.beta);
+    row.factors.normalise(row.z, ::exp(-log_p));
     Event event;
-    with_policy([&](auto policy) { event = sum_each<decltype(policy)>(); });
+    with_divergence(op, [&](const auto& policy) { event = sum_each(policy); });
     row.has_each = op.divergence != Divergence::kForwardKL;
     if (!row.has_each) {
       row.pull_each = -::exp(log_p);
       event.pull = row.pull_each * double(op.num_columns - kept.size());
     }
-    row.factors.slope = static_cast<float>(kd_weight * kLn2);
+    row.factors.slope = static_cast<float>(kd_weight);
     row.factors.centre = static_cast<float>(-kd_weight * (row.centre + event.pull));
     return event;
   }
 
   template <class D>
-  Event sum_each() {
+  Event sum_each(const D& divergence) {
     const Vec reference = all(static_cast<float>(row.reference)), taken = all(INFINITY);
     Event event;
     for (int64_t b = 0; b < blocks.count(); ++b) {
@@ -273,13 +225,13 @@ class SparseRows {
         for (int i = begin; i < end; i += Vec::kLanes) {
           const Vec logit = mkd::MKD_ISA::load(block + i);
           Vec value, pull, q;
-          D::terms(row.factors, (logit - reference) * rate, all(0.0f), value, pull, q);
+          divergence.terms(row.factors, (logit - reference) * rate, all(0.0f), value, pull, q);
           const Mask is_outside = above(taken, logit);
           values = values + where(is_outside, value);
           pulls = pulls + where(is_outside, pull);
         }
-        event.value += kLn2 * sum(values);
-        event.pull += kLn2 * sum(pulls);
+        event.value += sum(values);
+        event.pull += sum(pulls);
       }
     }
     return event;
@@ -337,9 +289,9 @@ class SparseRows {
     const int64_t begin = blocks.begin(b);
     const int size = blocks.size(b);
     if (row.has_each && op.kd_weight != 0.0) {
-      with_policy([&](auto policy) { outside_gradient<decltype(policy)>(factors, size); });
+      with_divergence(op, [&](const auto& policy) { outside_gradient(policy, factors, size); });
     } else {
-      outside_gradient<OneEvent>(factors, size);
+      outside_gradient(OneEvent{}, factors, size);
     }
     kept.each_in(b, [&](const Kept& k) { block[k.column - begin] = k.gradient; });
     if (begin <= row.column && row.column < begin + size) {
@@ -348,16 +300,16 @@ class SparseRows {
   }
 
   template <class D>
-  void outside_gradient(const Factors& factors, int size) {
+  void outside_gradient(const D& divergence, const Factors& factors, int size) {
     if (factors.own != 0.0f) {
-      outside_gradient<D, true>(factors, size);
+      outside_gradient<true>(divergence, factors, size);
     } else {
-      outside_gradient<D, false>(factors, size);
+      outside_gradient<false>(divergence, factors, size);
     }
   }
 
-  template <class D, bool kHasOwn>
-  void outside_gradient(const Factors& factors, int size) {
+  template <bool kHasOwn, class D>
+  void outside_gradient([[maybe_unused]] const D& divergence, const Factors& factors, int size) {
     const Vec most = all(reference_outside());
     [[maybe_unused]] const Vec reference = all(static_cast<float>(row.reference));
     for (int i = 0; i < size; i += Vec::kLanes) {
@@ -367,7 +319,8 @@ class SparseRows {
       if constexpr (kHasOwn) result = fma(exp2(above * label_rate), all(factors.own), result);
       if constexpr (!std::is_same_v<D, OneEvent>) {
         Vec q;
-        result = result + D::gradient(row.factors, (logit - reference) * rate, all(0.0f), q);
+        const Vec t_s = (logit - reference) * rate;
+        result = result + gradient_of_pulls(divergence, row.factors, t_s, all(0.0f), q);
       }
       if (op.softcap != 0.0) result = result * transform.slope(logit);
       store(block + i, result);

@@ -168,9 +168,6 @@ def missing_kernels(device_type: str) -> str | None:
 
 # What kernels of a device type do not do yet.
 _NOT_YET: dict[str, set[str]] = {
-    "cpu": {
-        "divergence",
-    },
     "cuda": {
         "sparse",
     },
@@ -185,17 +182,6 @@ def not_fusible(rows: Rows, spec: LossSpec) -> str | None:
     missing = _NOT_YET.get(device_type, set())
     if "sparse" in missing and not isinstance(rows.teacher, Tensor | TeacherHead):
         return f"a {type(rows.teacher).__name__} has no fused kernel yet"
-    if "divergence" in missing and spec.divergence not in (
-        "forward_kl",
-        "reverse_kl",
-        "jeffreys",
-        "jsd",
-    ):
-        return f"divergence {spec.divergence!r} has no fused kernel yet"
-    if "softcap" in missing and (
-        spec.softcap is not None or spec.resolved_teacher_softcap is not None
-    ):
-        return "softcap has no fused kernel yet"
     for tensor in _floating_point(rows):
         if tensor.dtype not in FUSED_DTYPES:
             return f"{tensor.dtype} has no fused kernel"

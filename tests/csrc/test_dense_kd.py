@@ -116,7 +116,7 @@ def test_gradient_rows_sum_to_zero(results, capability, divergence):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("num_columns", [60, 2500])
 def test_a_broken_logit_breaks_its_token_alone(num_columns, divergence, side, value):
-    arguments = case(4, num_columns, has_labels=False, divergence=divergence)
+    arguments = case(4, num_columns, has_labels=False, **DIVERGENCES[divergence])
     arguments[side][2, num_columns // 2] = value
     out = evaluate(arguments, None, "fused")
     is_broken = torch.tensor([False, False, True, False])

@@ -1,0 +1,354 @@
+// The sweeps over a row of logits, whatever the divergence: what each does to a range of columns.
+// dense_kd.cpp explains them.
+#pragma once
+
+#include <type_traits>
+
+#include "block.h"
+#include "divergences.h"
+
+namespace mkd::MKD_ISA {
+
+// How exp(z_s) for the cross-entropy, which knows no temperature, comes from e_s.
+enum class Label { kNone, kSame, kSquare, kOwn };  // no label, T = 1, T = 2, any other T
+
+// One row on its way. s and t point to a block of scaled logits, student's and teacher's; the last
+// sweep leaves the gradient in s. A row of one block may hold e_s and e_t there instead, so that
+// they are not computed again.
+struct Row {
+  int64_t n;
+  float *s, *t;
+  bool holds_exponentials;
+  RowSums sums;
+  RowFactors factors;
+};
+
+// Raises `most` to `candidate`; returns by how much, 0 where there was nothing before.
+inline double rise(float& most, float candidate) {
+  if (!(candidate > most)) return 0.0;
+  const double before = most;
+  most = candidate;
+  return before == kNothing ? 0.0 : candidate - before;
+}
+
+template <class D>
+class Sweeps {
+ public:
+  explicit Sweeps(const KD& op) : op(op), divergence(op) {}
+
+  const KD& op;
+  const D divergence;
+  const float rate_s = static_cast<float>(kLog2E / op.temperature);
+  const float rate_t = static_cast<float>(kLog2E / op.teacher_temperature);
+  const float rest_of_rate_s = static_cast<float>(kLog2E / op.temperature - rate_s);
+  const float rest_of_rate_t = static_cast<float>(kLog2E / op.teacher_temperature - rate_t);
+  const float kd_weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale *
+                                             op.logit_scale / op.temperature);
+  const double label_weight = op.row_weight * op.ce_weight * op.logit_scale;
+  const Transform transform_s{static_cast<float>(op.logit_scale), static_cast<float>(op.softcap)};
+  const Transform transform_t{static_cast<float>(op.teacher_logit_scale),
+                              static_cast<float>(op.teacher_softcap)};
+  const Label label = !op.labels              ? Label::kNone
+                      : D::kOfLogits          ? Label::kOwn
+                      : op.temperature == 1.0 ? Label::kSame
+                      : op.temperature == 2.0 ? Label::kSquare
+                                              : Label::kOwn;
+
+  // What is subtracted from logits: their maximum, unless there is nothing above -inf.
+  static float reference(float most) { return most == kNothing ? 0.0f : most; }
+
+  // First sweep: sums over columns [begin, end), block by block.
+  void collect(Row& row, int64_t begin, int64_t end) const {
+    row.holds_exponentials = !D::kNeedsLogarithms && label != Label::kOwn && op.softcap == 0.0 &&
+                             op.num_columns <= kBlock;
+    each_block(begin, end, [&](int64_t first, int size) {
+      float most_s, most_t;
+      load_both(row, first, size, &most_s, &most_t);
+      raise(row.sums, most_s, most_t);
+      with_known(label, [&](auto known) { add_to_sums<known.value>(row, size); });
+    });
+  }
+
+  // Between the sweeps: the factors that follow from the sums of all columns.
+  void normalise(Row& row) const {
+    RowFactors& f = row.factors;
+    f.inverse_z_s = static_cast<float>(1.0 / row.sums.z_s);
+    f.inverse_z_t = static_cast<float>(1.0 / row.sums.z_t);
+    f.weight = kd_weight;
+    if constexpr (D::kNeedsValueSweep) f.normalise(row.sums.z_s, row.sums.z_t);
+  }
+
+  // Second sweep, for those divergences whose value needs normalised probabilities.
+  void add_values(Row& row, int64_t begin, int64_t end) const {
+    each_block(begin, end, [&](int64_t first, int size) {
+      reload(row, first, size);
+      constexpr int kRun = 8 * Vec::kLanes;
+      Doubles values, pulls;
+      for (int i = 0; i < size; i += kRun) {
+        Vec value = all(0.0f), pull = value;
+        add_terms(row, i, size - i < kRun ? size - i : kRun, value, pull);
+        values.add(value);
+        pulls.add(pull);
+      }
+      row.sums.value += values.sum();
+      row.sums.pull += pulls.sum();
+    });
+  }
+
+  // The row's terms, and the last factors of its gradient.
+  Terms finish(Row& row) const {
+    const RowSums& sums = row.sums;
+    RowFactors& f = row.factors;
+    Terms terms;
+    if constexpr (D::kNeedsValueSweep) {
+      // What is not a positive probability may have been passed over: here it is not.
+      terms.kd = sums.value + sums.broken();
+      f.slope = f.weight;
+      f.centre = static_cast<float>(-f.weight * sums.pull + sums.broken());
+    } else {
+      terms.kd = D::value(sums, f);
+    }
+    terms.kd *= op.kd_scale;
+    if (label != Label::kNone) {
+      terms.ce = ::log(sums.z_ce) - (double(label_logit(row.n)) - sums.max_s);
+    }
+    return terms;
+  }
+
+  // Last sweep: the gradient, block by block, backwards, since the end of the row is in the cache.
+  // Blocks begin where the gradient is aligned if it is to be written past the caches.
+  void write_gradient(Row& row, int64_t begin, int64_t end) const {
+    const Label used = label_weight == 0.0 ? Label::kNone : label;
+    const float ce_weight = ce_factor(used, row.sums);
+    const int64_t column = used == Label::kNone ? -1 : op.labels(row.n);
+    char* grad = op.grad.row(row.n);
+    const int64_t element = op.grad.element_size();
+    const int64_t head = op.stream_grad ? columns_to_alignment(grad + begin * element, element) : 0;
+    const int64_t aligned = begin + head;
+    for (int64_t first, last = end; last > begin; last = first) {
+      first = last > aligned ? aligned + (last - aligned - 1) / kBlock * kBlock : begin;
+      const int size = static_cast<int>(last - first);
+      reload(row, first, size);
+      alignas(64) float slopes[kBlock];
+      if (op.softcap != 0.0) find_slopes(row.s, size, slopes);
+      with_known(used, [&](auto known) { gradient_block<known.value>(row, ce_weight, size); });
+      if (first <= column && column < last) {
+        row.s[column - first] -= static_cast<float>(label_weight);
+      }
+      if (op.softcap != 0.0) multiply(row.s, size, slopes);
+      store_block(op.grad.dtype, grad, first, size, row.s, op.stream_grad);
+    }
+  }
+
+  // What the softmax of the cross-entropy, or q or its square in its place, is multiplied by.
+  float ce_factor(Label used, const RowSums& sums) const {
+    return static_cast<float>(used == Label::kSame ? label_weight
+                              : used == Label::kSquare
+                                  ? label_weight * sums.z_s * sums.z_s / sums.z_ce
+                                  : label_weight / sums.z_ce);
+  }
+
+  // Columns past the vocabulary have no gradient.
+  void clear_padding(char* grad) const {
+    const int64_t element = op.grad.element_size();
+    __builtin_memset(grad + op.num_columns * element, 0,
+                     (op.num_grad_columns - op.num_columns) * element);
+  }
+
+  // Adds the sums of other columns of the same row.
+  void join(RowSums& sums, RowSums others) const {
+    raise(sums, others.max_s, others.max_t);
+    raise(others, sums.max_s, sums.max_t);
+    sums.z_s += others.z_s;
+    sums.z_t += others.z_t;
+    sums.z_ce += others.z_ce;
+    sums.cross_t += others.cross_t;
+    sums.cross_s += others.cross_s;
+    sums.value += others.value;
+    sums.pull += others.pull;
+  }
+
+  // act(first, size) of each block of [begin, end).
+  template <class Act>
+  static void each_block(int64_t begin, int64_t end, Act act) {
+    for (int64_t first = begin; first < end; first += kBlock) {
+      act(first, static_cast<int>(end - first < kBlock ? end - first : kBlock));
+    }
+  }
+
+  // act(label), as a constant.
+  template <class Act>
+  static void with_known(Label label, Act act) {
+    switch (label) {
+      case Label::kNone:
+        return act(std::integral_constant<Label, Label::kNone>());
+      case Label::kSame:
+        return act(std::integral_constant<Label, Label::kSame>());
+      case Label::kSquare:
+        return act(std::integral_constant<Label, Label::kSquare>());
+      case Label::kOwn:
+        return act(std::integral_constant<Label, Label::kOwn>());
+    }
+  }
+
+  // The terms of columns [begin, begin + size) of the block; none of what it is padded with.
+  void add_terms(const Row& row, int begin, int size, Vec& values, Vec& pulls) const {
+    const auto add = [&](int i, Mask real) {
+      Vec value, pull, q;
+      divergence.terms(row.factors, student(row, load(row.s + i)), teacher(row, load(row.t + i)),
+                       value, pull, q);
+      values = values + where(real, value);
+      pulls = pulls + where(real, pull);
+    };
+    int i = 0;
+    for (; i + Vec::kLanes <= size; i += Vec::kLanes) add(begin + i, first_lanes(Vec::kLanes));
+    if (i < size) add(begin + i, first_lanes(size - i));
+  }
+
+  // What the divergence is given of a register of logits. Where it takes a value sweep, the
+  // rounding of a rate, which shifts a row's far columns alike, is made good.
+  static Vec seen(Vec z, float reference, float rate, float rest_of_rate) {
+    if constexpr (D::kOfLogits) return z;
+    const Vec above = z - all(reference);
+    if constexpr (!D::kNeedsValueSweep) return above * all(rate);
+    const Vec finite = max(all(-1e30f), above);  // in this order NaN stays NaN
+    return fma(finite, all(rest_of_rate), above * all(rate));
+  }
+  Vec student(const Row& row, Vec z) const {
+    return seen(z, reference(row.sums.max_s), rate_s, rest_of_rate_s);
+  }
+  Vec teacher(const Row& row, Vec z) const {
+    return seen(z, reference(row.sums.max_t), rate_t, rest_of_rate_t);
+  }
+
+  void load_both(Row& row, int64_t begin, int size, float* most_s, float* most_t) const {
+    *most_s = load_block(op.student.dtype, op.student.row(row.n), begin, size, transform_s,
+                         kNothing, row.s);
+    *most_t = load_block(op.teacher.dtype, op.teacher.row(row.n), begin, size, transform_t,
+                         kNothing, row.t);
+  }
+
+  // A row of one block is still where the first sweep left it.
+  void reload(Row& row, int64_t begin, int size) const {
+    float most_s, most_t;
+    if (op.num_columns > kBlock) load_both(row, begin, size, &most_s, &most_t);
+  }
+
+  // Refer the sums to the largest logits so far.
+  void raise(RowSums& sums, float most_s, float most_t) const {
+    const double rise_s = rise(sums.max_s, most_s), rise_t = rise(sums.max_t, most_t);
+    if (rise_s == 0.0 && rise_t == 0.0) return;
+    const double fall_s = rise_s * rate_s, fall_t = rise_t * rate_t;  // of t_s and t_t
+    const double factor_s = ::exp2(-fall_s), factor_t = ::exp2(-fall_t);
+    sums.cross_t = factor_t * (sums.cross_t + sums.z_t * (fall_s - fall_t));
+    sums.cross_s = factor_s * (sums.cross_s + sums.z_s * (fall_t - fall_s));
+    sums.z_s *= factor_s;
+    sums.z_t *= factor_t;
+    sums.z_ce *= ::exp2(-rise_s * kLog2E);
+  }
+
+  // Runs are short enough for float: what they leave is added up in double.
+  template <Label kLabel>
+  void add_to_sums(Row& row, int size) const {
+    constexpr int kRun = 32 * Vec::kLanes;
+    for (int begin = 0; begin < size; begin += kRun) {
+      add_run<kLabel>(row, begin, begin + kRun < size ? begin + kRun : size);
+    }
+  }
+
+  template <Label kLabel>
+  void add_run(Row& row, int begin, int end) const {
+    RowSums& sums = row.sums;
+    const Vec reference_s = all(reference(sums.max_s)), reference_t = all(reference(sums.max_t));
+    const Vec zero = all(0.0f);
+    Vec z_s = zero, z_t = zero, z_ce = zero, cross_t = zero, cross_s = zero;
+    for (int i = begin; i < end; i += Vec::kLanes) {
+      const Vec above_s = load(row.s + i) - reference_s;
+      const Vec t_s = above_s * all(rate_s);
+      const Vec t_t = (load(row.t + i) - reference_t) * all(rate_t);
+      const Vec e_s = exp2(t_s), e_t = exp2(t_t);
+      if (row.holds_exponentials) {
+        store(row.s + i, e_s);
+        store(row.t + i, e_t);
+      }
+      z_s = z_s + e_s;
+      z_t = z_t + e_t;
+      if constexpr (kLabel == Label::kSquare) z_ce = fma(e_s, e_s, z_ce);
+      if constexpr (kLabel == Label::kOwn) z_ce = z_ce + exp2(above_s * all(float(kLog2E)));
+      // An event of probability 0 contributes 0, though its logarithm is infinite.
+      const Vec d = t_t - t_s;
+      if constexpr (D::kNeedsForward) cross_t = cross_t + where(above(e_t, zero), e_t * d);
+      if constexpr (D::kNeedsReverse) cross_s = cross_s - where(above(e_s, zero), e_s * d);
+    }
+    sums.z_s += sum(z_s);
+    sums.z_t += sum(z_t);
+    if constexpr (kLabel == Label::kSame) sums.z_ce = sums.z_s;
+    if constexpr (kLabel == Label::kSquare || kLabel == Label::kOwn) sums.z_ce += sum(z_ce);
+    if constexpr (D::kNeedsForward) sums.cross_t += sum(cross_t);
+    if constexpr (D::kNeedsReverse) sums.cross_s += sum(cross_s);
+  }
+
+  template <Label kLabel>
+  void gradient_block(const Row& row, float ce_weight, int size) const {
+    if constexpr (!D::kNeedsLogarithms && kLabel != Label::kOwn) {
+      if (row.holds_exponentials) return gradient_of_exponentials<kLabel>(row, ce_weight, size);
+    }
+    const Vec reference_s = all(reference(row.sums.max_s));
+    for (int i = 0; i < size; i += Vec::kLanes) {
+      const Vec z_s = load(row.s + i), z_t = load(row.t + i);
+      Vec q;
+      Vec grad = divergence.gradient(row.factors, student(row, z_s), teacher(row, z_t), q);
+      if constexpr (kLabel == Label::kOwn) {
+        const Vec e = exp2((z_s - reference_s) * all(float(kLog2E)));
+        grad = fma(e, all(ce_weight), grad);
+      } else {
+        grad = with_label<kLabel>(grad, q, ce_weight);
+      }
+      store(row.s + i, grad);
+    }
+  }
+
+  template <Label kLabel>
+  void gradient_of_exponentials(const Row& row, float ce_weight, int size) const {
+    for (int i = 0; i < size; i += Vec::kLanes) {
+      const Vec e_s = load(row.s + i), e_t = load(row.t + i);
+      Vec q;
+      const Vec grad = D::gradient(row.factors, e_s, e_t, e_s, e_t, q);
+      store(row.s + i, with_label<kLabel>(grad, q, ce_weight));
+    }
+  }
+
+  // What the gradient must be multiplied by where the student's logits are capped: found before
+  // the gradient takes their place.
+  void find_slopes(const float* logits, int size, float* slopes) const {
+    for (int i = 0; i < size; i += Vec::kLanes) {
+      store(slopes + i, transform_s.slope(load(logits + i)));
+    }
+  }
+
+  static void multiply(float* block, int size, const float* factors) {
+    for (int i = 0; i < size; i += Vec::kLanes) {
+      store(block + i, load(block + i) * load(factors + i));
+    }
+  }
+
+  template <Label kLabel>
+  static Vec with_label(Vec grad, Vec q, float ce_weight) {
+    if constexpr (kLabel == Label::kSame) return fma(q, all(ce_weight), grad);
+    if constexpr (kLabel == Label::kSquare) return fma(q * q, all(ce_weight), grad);
+    return grad;
+  }
+
+  static int64_t columns_to_alignment(const char* grad, int64_t element) {
+    const int64_t line = Vec::kLanes * element;
+    return (line - static_cast<int64_t>(reinterpret_cast<uintptr_t>(grad) % line)) % line / element;
+  }
+
+  float label_logit(int64_t n) const {
+    alignas(64) float one[Vec::kLanes];
+    load_block(op.student.dtype, op.student.row(n), op.labels(n), 1, transform_s, 0.0f, one);
+    return one[0];
+  }
+};
+
+}  // namespace mkd::MKD_ISA
