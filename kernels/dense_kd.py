@@ -76,6 +76,7 @@ def traffic(
         vocab_size,
         logit_bytes=(student_bytes, teacher_bytes),
         is_aligned=vocab_size % 8 == 0,
+        is_costly=divergence == "alpha_beta",
     )
     num_reads = 1
     if config.kernel == "rows":
@@ -138,5 +139,6 @@ def _config(inputs: Inputs, teacher: Tensor, options: Options, warp_size: int) -
         hidden_bytes=inputs.hidden_bytes,
         warp_size=warp_size,
         is_aligned=row_alignment(*(side.stride(0) for side in sides), num_columns) == 8,
-        has_softcap=bool(options.softcap or options.teacher_softcap),
+        is_costly=bool(options.softcap or options.teacher_softcap)
+        or options.divergence == "alpha_beta",
     )

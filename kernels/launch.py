@@ -8,7 +8,7 @@ import torch
 # V vocabulary
 
 _TILE_COLUMNS = 8192  # a pair of longer rows does not stay in registers
-_CAPPED_TILE_COLUMNS = 4096  # nor half as long a one, where a softcap is computed beside it
+_COSTLY_TILE_COLUMNS = 4096  # nor do these, where a softcap or powers are computed beside them
 _UNALIGNED_TILE_COLUMNS = 1024
 _TILE_ELEMENTS = 1024  # of small rows: 8 a thread of either side, about 64 registers
 _HIDDEN_COLUMNS = 128
@@ -67,7 +67,7 @@ def dense_kd_config(
     hidden_bytes: int = 4,
     warp_size: int = 32,
     is_aligned: bool = True,
-    has_softcap: bool = False,
+    is_costly: bool = False,
 ) -> LaunchConfig:
     """The configuration for rows of ``num_columns`` logits.
 
@@ -81,9 +81,9 @@ def dense_kd_config(
         warp_size: threads in a warp of the device.
         is_aligned: whether every row begins at a multiple of 16 bytes. Long rows that do not are
             left to "rows", which can read them in whole vectors all the same.
-        has_softcap: of either side.
+        is_costly: whether a softcap or alpha_beta needs registers beside the row.
     """
-    longest_tile = _CAPPED_TILE_COLUMNS if has_softcap else _TILE_COLUMNS
+    longest_tile = _COSTLY_TILE_COLUMNS if is_costly else _TILE_COLUMNS
     if num_columns <= (longest_tile if is_aligned else _UNALIGNED_TILE_COLUMNS):
         kernel: Literal["tile", "rows"] = "tile"
         block = max(16, _next_power_of_two(num_columns))

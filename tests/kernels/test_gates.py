@@ -50,7 +50,7 @@ def test_every_load_of_logits_and_hidden_states_takes_16_bytes(
     on_target: list[dict[str, Any]],
 ) -> None:
     bare = [r for r in on_target if "bare" in r["name"] and "dense_kd" in r["name"]]
-    assert len(bare) == 9
+    assert len(bare) == 10
     for report in bare:
         num_scales = 2 if "int8" in report["name"] else 0  # one a row of either layer
         assert report["wide_loads"] > 0, report
