@@ -192,9 +192,13 @@ def _eager(
         hidden: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int
     ) -> Tensor:
         part = linear_fused.counted(replace(flat.part(begin, end), student=hidden))
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         out = reference.kd(linear_fused.with_logits(part, weight, bias), plan.spec)
         return torch.stack([out.loss, out.kd, out.ce])
 
+    dtype = weight.dtype
+    if dtype != torch.float64:  # autograd adds the chunks' gradients up in the dtype of these
+        weight, bias = weight.float(), None if bias is None else bias.float()
     outputs = [
         checkpoint(of_chunk, flat.student[begin:end], weight, bias, begin, end, use_reentrant=False)
         for begin, end in plan.chunks
