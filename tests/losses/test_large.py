@@ -7,7 +7,7 @@ import pytest
 import torch
 from dense_kd_input import BF16, normal
 
-from mkd_fast import kd_loss
+from mkd_fast import SampledTeacher, kd_loss
 
 NUM_ROWS, NUM_COLUMNS = 70_000, 32_000  # 2.24e9 logits
 LAST = slice(-3, None)  # rows behind the 2^31st logit
@@ -44,3 +44,24 @@ def test_the_last_of_two_billion_logits_are_those_of_a_small_call():
         (gradient,) = torch.autograd.grad(loss, logits)
         results.append((loss.detach(), gradient[LAST].clone()))
     assert all(torch.equal(large, small) for large, small in zip(*results, strict=True))
+
+
+def test_the_last_of_two_billion_logits_are_read_for_a_sampled_teacher():
+    """Without a gradient, which has the dense loss's addresses, only these rows take memory."""
+    mask = torch.zeros(NUM_ROWS, dtype=torch.bool)
+    mask[LAST] = True
+    student = zeros(NUM_ROWS, NUM_COLUMNS)
+    student[LAST] = normal(3, NUM_COLUMNS, seed=0, dtype=BF16)
+    ids, weights = torch.tensor([5, NUM_COLUMNS - 1]), torch.tensor([0.25, 0.75])
+    large, small = (
+        kd_loss(
+            student[rows],
+            SampledTeacher(
+                ids.expand(len(student[rows]), 2), weights.expand(len(student[rows]), 2)
+            ),
+            mask=mask[rows],
+            impl="fused",
+        ).loss
+        for rows in (slice(None), LAST)
+    )
+    assert torch.equal(large, small)
