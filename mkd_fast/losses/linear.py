@@ -82,7 +82,8 @@ def linear_kd_loss(  # noqa: D417 (some arguments are described together)
             loss being 1 (so before "mean" divides by N). 2^-12 is far below a bf16 rounding of
             the largest. Then an entry d of a hidden gradient is off by at most
             ``skip_below * sum_v |W_vd|``, and that of a weight by ``skip_below * sum_n |h_nd|``,
-            both divided by N for "mean". None: exact.
+            both divided by N for "mean". Rows of the weight whose columns are kept are copied,
+            half of it at most. None: exact.
         process_group: the processes that share the vocabulary, or None. Each holds its own rows
             of ``student_weight`` and ``student_bias``, its columns of a dense teacher and its
             rows of a TeacherHead, and everything else alike; ``vocab_size``, over all of them,

@@ -37,7 +37,7 @@ class Shard:
         vocab_size: how many columns are real on all processes together.
     """
 
-    group: dist.ProcessGroup
+    group: "dist.ProcessGroup"
     begin: int
     vocab_size: int
 
@@ -62,7 +62,7 @@ class Shard:
         return columns.masked_fill(~is_here, 0), is_here
 
 
-def _largest_and_sum(values_NV: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+def _largest_and_sum(values_NV: Tensor, group: "dist.ProcessGroup") -> tuple[Tensor, Tensor]:
     """``[N, 1]`` over all processes: m, the largest value, and the sum of exp(value - m)."""
     largest_N = values_NV.new_full((len(values_NV), 1), -torch.inf)
     if values_NV.shape[1]:
@@ -77,7 +77,7 @@ class _LogSoftmax(torch.autograd.Function):
     """Over the columns of all processes, of those here, ``[N, V]``."""
 
     @staticmethod
-    def forward(ctx: Any, values_NV: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, values_NV: Tensor, group: "dist.ProcessGroup") -> Tensor:
         largest_N, sum_N = _largest_and_sum(values_NV, group)
         log_softmax_NV = values_NV - largest_N - sum_N.log()
         ctx.save_for_backward(log_softmax_NV)
@@ -96,7 +96,7 @@ class _LogSumExp(torch.autograd.Function):
     """Over the columns of all processes: ``[N, 1]`` of those here, ``[N, V]``."""
 
     @staticmethod
-    def forward(ctx: Any, values_NV: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, values_NV: Tensor, group: "dist.ProcessGroup") -> Tensor:
         largest_N, sum_N = _largest_and_sum(values_NV, group)
         log_sum_N = largest_N + sum_N.log()
         ctx.save_for_backward(values_NV, log_sum_N)

@@ -55,6 +55,6 @@ def test_holds_one_chunk(dtype, reduction):
         out.loss.sum().backward()
     gradients = (N + V) * D * (4 + dtype.itemsize)  # float32 sums, and what they are rounded to
     small = 16 * N * 4  # values a token
-    assert CHUNK / 2 < storages.peak, "something was counted"
+    assert storages.peak > CHUNK / 2, "something was counted"
     assert storages.largest < N * V * dtype.itemsize / 2
     assert storages.peak <= CHUNK + gradients + small
