@@ -79,8 +79,9 @@ def linear_kd_loss(  # noqa: D417 (some arguments are described together)
         hidden_mask, hidden_projection: of the hidden term, as in ``kd_loss``.
         skip_below: on CPUs, leave a column of a chunk out of both matrix products of the gradient
             where |d loss / d logit| of none of its tokens exceeds this, a token's weight in the
-            loss being 1 (so before "mean" divides by N). 2^-12 is far below a bf16 rounding of
-            the largest. Then an entry d of a hidden gradient is off by at most
+            loss being 1 (so before "mean" divides by N). cut-cross-entropy takes 2^-12; near a
+            teacher that is matched already, gradients are as small, and so must this be.
+            Then an entry d of a hidden gradient is off by at most
             ``skip_below * sum_v |W_vd|``, and that of a weight by ``skip_below * sum_n |h_nd|``,
             both divided by N for "mean". Rows of the weight whose columns are kept are copied,
             half of it at most. None: exact.
