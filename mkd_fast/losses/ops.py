@@ -283,7 +283,7 @@ class _FusedKD(torch.autograd.Function):
             replace(rows, student=student, hidden=hidden),
             spec,
             needs_grad_student=ctx.needs_input_grad[2],
-            needs_grad_hidden=any(ctx.needs_input_grad[3:]),
+            needs_grad_hidden=spec.hidden_weight != 0.0 and any(ctx.needs_input_grad[3:]),
         )
         ctx.save_for_backward(grad_student, *grad_hidden)
         ctx.mark_non_differentiable(kd, ce, hidden_error)

@@ -195,6 +195,22 @@ def test_int8_states_are_what_they_decode_to(distance, impl):
     assert torch.equal(*(gradient(loss, student) for loss in both))
 
 
+@pytest.mark.parametrize("impl", PATHS)
+def test_without_weight_broken_states_break_nothing(impl):
+    student, logits = normal(3, 8, seed=0), normal(3, 7, seed=1).requires_grad_()
+    student[1] = torch.nan
+    student.requires_grad_()
+    out = kd_loss(
+        logits, normal(3, 7, seed=2), student_hidden=student, teacher_hidden=normal(3, 8, seed=3),
+        impl=impl,
+    )  # fmt: skip
+    out.loss.backward()
+    assert out.hidden.isnan()
+    assert out.loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert student.grad is None
+
+
 # Dynamo itself does that.
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
 def test_compiles_whole():
