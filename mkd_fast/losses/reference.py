@@ -56,10 +56,12 @@ def _sparse(student_NV: Tensor, teacher: SparseTeacher, spec: LossSpec) -> Tenso
         num_rows, vocab_size + 1, dtype=torch.bool, device=log_q_NV.device
     ).scatter(1, slots_NK, True)[:, :-1]
     if teacher.tail == "bucket":
-        # where K = V leaves no other id, what rounding left of r is none, and q_tail is finite
-        log_rest_N = log_rest_N.masked_fill(is_kept_NV.all(-1, keepdim=True), -torch.inf)
-        lowest = torch.finfo(log_q_NV.dtype).min
+        # where K = V leaves no other id, what rounding left of r is none, and so is q_tail
+        is_all_N = is_kept_NV.all(-1, keepdim=True)
+        log_rest_N = log_rest_N.masked_fill(is_all_N, -torch.inf)
+        lowest = torch.finfo(log_q_NV.dtype).min  # -inf alone would make the gradient NaN
         log_q_tail_N = log_q_NV.masked_fill(is_kept_NV, lowest).logsumexp(-1, keepdim=True)
+        log_q_tail_N = log_q_tail_N.masked_fill(is_all_N, -torch.inf)
         log_q_NK = log_q_NV.gather(1, slots_NK.clamp(max=vocab_size - 1))
         return divergences.of_distributions(
             torch.cat([log_p_NK, log_rest_N], -1),

@@ -184,13 +184,14 @@ def test_reverse_kl_is_infinite_where_only_the_teacher_is_zero():
     assert eager(logits(1, 6), teacher, divergence="reverse_kl").loss == torch.inf
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
 @pytest.mark.parametrize("tail", ["bucket", "renormalize", "drop", "uniform"])
-def test_a_sparse_teacher_that_keeps_everything_is_the_dense_one(tail):
+def test_a_sparse_teacher_that_keeps_everything_is_the_dense_one(tail, divergence):
     student, teacher = logits(2, 3, 7).requires_grad_(), logits(2, 3, 7, seed=1)
     order = torch.argsort(logits(2, 3, 7, seed=2))  # ids need no order
     sparse = SparseTeacher(order, teacher.gather(-1, order), (teacher / 2).logsumexp(-1), tail=tail)
-    out = eager(student, sparse, temperature=2.0)
-    dense = eager(student, teacher, temperature=2.0)
+    out = eager(student, sparse, temperature=2.0, divergence=divergence)
+    dense = eager(student, teacher, temperature=2.0, divergence=divergence)
     torch.testing.assert_close(out.loss, dense.loss)
     (gradient,) = torch.autograd.grad(out.loss, student)
     torch.testing.assert_close(gradient, *torch.autograd.grad(dense.loss, student))
