@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mkd_fast.kernels import dense_kd, sparse_kd
 from mkd_fast.kernels.arguments import Inputs, Options
-from mkd_fast.kernels.dense_kd import plan
 from mkd_fast.kernels.launch import Launch
 
 _NUM_TOKENS = 512
@@ -39,7 +39,7 @@ class Case:
     def launches(self, warp_size: int) -> list[Launch]:
         """Everything that one call launches."""
         teacher = on_meta(_NUM_TOKENS, self.num_columns, dtype=self.teacher)
-        return plan(self.inputs(), teacher, self.options(), warp_size)[0]
+        return dense_kd.plan(self.inputs(), teacher, self.options(), warp_size)[0]
 
     def inputs(self) -> Inputs:
         """What all loss ops take, on torch's meta device."""
@@ -89,6 +89,26 @@ class Case:
         )
 
 
+@dataclass(frozen=True)
+class SparseCase(Case):
+    """A call of ``sparse_kd``."""
+
+    tail: str = "bucket"
+    ids: torch.dtype = torch.int32
+
+    def launches(self, warp_size: int) -> list[Launch]:
+        """Everything that one call launches."""
+        kept = (_NUM_TOKENS, 64)
+        if self.tail == "packed":
+            entries = on_meta(*kept, 3, dtype=torch.uint8)
+            teacher = sparse_kd.Teacher(entries, None, None, self.tail, id_bits=18, num_draws=50)
+        else:
+            ids, values = (on_meta(*kept, dtype=dtype) for dtype in (self.ids, self.teacher))
+            log_z = on_meta(_NUM_TOKENS, dtype=torch.float32)
+            teacher = sparse_kd.Teacher(ids, values, log_z, self.tail)
+        return sparse_kd.plan(self.inputs(), teacher, self.options(), warp_size)[0]
+
+
 def on_meta(*shape: int, dtype: torch.dtype) -> Tensor:
     """A tensor without memory."""
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -128,6 +148,14 @@ CASES = (
     Case("50,280, bare: no multiple of 16", 50280, is_bare=True),
     Case("128k, bare", 128256, "jsd", is_bare=True, **_FLOAT32),
     Case("XLM-R, bare", 250002, is_bare=True),
+    SparseCase("60 columns, top-k", 60, **_FLOAT32),
+    SparseCase("32k, top-k", 32000),
+    SparseCase("128k, top-k, jeffreys, softcap", 128256, "jeffreys", softcap=30.0),
+    SparseCase("128k, top-k renormalized, jsd", 128256, "jsd", tail="renormalize", **_FLOAT32),
+    SparseCase("XLM-R, top-k, jsd, int64 ids", 250002, "jsd", ids=torch.int64, **_FLOAT32),
+    SparseCase("XLM-R, top-k, alpha_beta", 250002, "alpha_beta"),
+    SparseCase("XLM-R, sampled, one value a token", 250002, tail="sampled", reduction="none"),
+    SparseCase("128k, packed", 128256, tail="packed"),
 )
 
 _COLUMNS = (16, 64, 256, 1024, 4096, 8192, 32000, 250002)

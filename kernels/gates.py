@@ -171,15 +171,17 @@ def _nvidia_usage(cubin: bytes) -> tuple[int, int, int]:
 
 
 def _amd_usage(assembly: str) -> tuple[int, int, int]:
-    """Vector registers, scratch and spilled bytes, and static shared bytes of a kernel."""
+    """Vector registers, scratch and spilled bytes, and static shared bytes of a kernel.
+
+    Scalar registers spill into lanes of vector ones; what has no room there is in the scratch.
+    """
 
     def field(name: str) -> int:
         found = re.search(rf"^\s+\.{name}:\s+(\d+)", assembly, re.MULTILINE)
         assert found, f"AMDGCN metadata has no {name}"
         return int(found[1])
 
-    spilled = 4 * (field("vgpr_spill_count") + field("sgpr_spill_count"))
-    spill_bytes = spilled + field("private_segment_fixed_size")
+    spill_bytes = 4 * field("vgpr_spill_count") + field("private_segment_fixed_size")
     return field("vgpr_count"), spill_bytes, field("group_segment_fixed_size")
 
 

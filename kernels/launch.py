@@ -18,7 +18,7 @@ _MAX_REGISTERS = 128
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Block sizes of one launch of ``dense_kd``.
+    """Block sizes of one launch of a loss op.
 
     Attributes:
         kernel: "tile" keeps whole rows on chip, "rows" sweeps each row in blocks.
@@ -93,6 +93,35 @@ def dense_kd_config(
         kernel, rows, num_threads = "rows", 1, 256
         # One 16-byte load a thread of the narrower side: with two, some divergences spill.
         block = num_threads * 16 // min(logit_bytes)
+    return _with_hidden_states(kernel, rows, block, num_threads, hidden_bytes, warp_size)
+
+
+def sparse_kd_config(
+    num_columns: int, *, logit_bytes: int, hidden_bytes: int = 4, warp_size: int = 32
+) -> LaunchConfig:
+    """The configuration of ``sparse_kd``: a row a program, as few threads as a short row needs.
+
+    Args:
+        num_columns: of the student's rows.
+        logit_bytes: of one logit of the student.
+        hidden_bytes: of one hidden state, of the widest layer.
+        warp_size: threads in a warp of the device.
+    """
+    group = 16 // logit_bytes
+    num_threads = min(256, max(64, _next_power_of_two(num_columns) // group))
+    block = num_threads * group
+    return _with_hidden_states("rows", 1, block, num_threads, hidden_bytes, warp_size)
+
+
+def _with_hidden_states(
+    kernel: Literal["tile", "rows"],
+    rows: int,
+    block: int,
+    num_threads: int,
+    hidden_bytes: int,
+    warp_size: int,
+) -> LaunchConfig:
+    """A configuration whose hidden programs load 16 bytes a thread."""
     return LaunchConfig(
         kernel,
         rows,

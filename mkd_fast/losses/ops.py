@@ -166,12 +166,8 @@ def missing_kernels(device_type: str) -> str | None:
     return _MISSING_KERNELS.get(device_type, f"device type {device_type!r} has no kernels")
 
 
-# What kernels of a device type do not do yet.
-_NOT_YET: dict[str, set[str]] = {
-    "cuda": {
-        "sparse",
-    },
-}
+# Device types whose kernels take what a sparse teacher did not keep for one event only.
+_WITHOUT_DENSE_TAIL = {"cuda"}
 
 
 def not_fusible(rows: Rows, spec: LossSpec) -> str | None:
@@ -179,9 +175,13 @@ def not_fusible(rows: Rows, spec: LossSpec) -> str | None:
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform, which sees through plain torch only"
     device_type = rows.student.device.type
-    missing = _NOT_YET.get(device_type, set())
-    if "sparse" in missing and not isinstance(rows.teacher, Tensor | TeacherHead):
-        return f"a {type(rows.teacher).__name__} has no fused kernel yet"
+    if device_type in _WITHOUT_DENSE_TAIL and isinstance(rows.teacher, SparseTeacher):
+        tail = rows.teacher.tail
+        if tail == "uniform" or (tail != "bucket" and spec.divergence == "alpha_beta"):
+            return (
+                f"a SparseTeacher with tail={tail!r} and divergence={spec.divergence!r} has no "
+                "fused Triton kernel"
+            )
     for tensor in _floating_point(rows):
         if tensor.dtype not in FUSED_DTYPES:
             return f"{tensor.dtype} has no fused kernel"

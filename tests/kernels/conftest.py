@@ -19,12 +19,13 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         if torch.cuda.is_available():
             yield "cuda"
         else:
-            from mkd_fast.kernels import dense_kd, scale
+            from mkd_fast.kernels import dense_kd, scale, sparse_kd
 
             monkeypatch.setattr(torch.ops.mkd_fast, "dense_kd", dense_kd.dense_kd)
+            monkeypatch.setattr(torch.ops.mkd_fast, "sparse_kd", sparse_kd.sparse_kd)
             monkeypatch.setattr(torch.ops.mkd_fast, "scale_", scale.scale_)
             monkeypatch.setattr(ops, "missing_kernels", lambda device_type: None)
-            monkeypatch.setitem(ops._NOT_YET, "cpu", ops._NOT_YET["cuda"])
+            monkeypatch.setattr(ops, "_WITHOUT_DENSE_TAIL", {"cpu"})
             # The interpreter's numpy warns of the inf - inf and all-NaN rows that a GPU computes.
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)

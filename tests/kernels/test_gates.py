@@ -31,6 +31,7 @@ def on_target(
     assert kernels == {
         "dense_kd_tile",
         "dense_kd_rows",
+        "sparse_kd_rows",
         "count_tokens",
         "reduce_values",
         "combine_values",

@@ -1,0 +1,368 @@
+"""Sparse teachers: one program a row of the student, swept twice; the K entries come in between.
+
+The first sweep finds the student's maximum and sum of exponentials. The entries, with "anything
+else" as one event more, then give the value and what the gradient needs: outside the kept ids it
+is one multiple of q_v. The second sweep, from the row's end to its beginning, writes that multiple
+everywhere; after a barrier the kept columns' own gradients are stored over it.
+
+The student's mass outside is one minus its mass on the kept ids. Where so little is left that the
+difference is rounding, or the teacher's tail divides by it, the outside columns are summed by
+themselves, which takes a sweep more; rows like that are rare.
+"""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+import triton
+import triton.language as tl
+
+from mkd_fast.kernels.hidden import hidden_error
+from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, capped_gradient, contribution, logits_of
+from mkd_fast.kernels.row_blocks import clear_row, offsets_of, read_block, row_start, write_block
+from mkd_fast.kernels.tokens import counted, weight_of_token
+
+# N tokens, V vocabulary, K kept ids
+
+_SMALLEST_DIFFERENCE = tl.constexpr(2.0**-20)  # of 1 and a sum near it: 16 roundings
+
+
+@triton.jit
+def _statistics(
+    student, first, shift, V,
+    OWN_SUM: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """A row's maximum, its sum of tempered exponentials, and that of untempered ones."""
+    top = tl.full([BLOCK // GROUP], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK // GROUP], tl.float32)
+    own = total
+    for start in range(0, V + shift, BLOCK):
+        z = read_block(student, first, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
+        new = tl.maximum(top, tl.max(z, 1))
+        excess = z - new[:, None]
+        total = total * tl.exp2((top - new) * student.to_bits)
+        total += tl.sum(tl.exp2(excess * student.to_bits), 1)
+        if OWN_SUM:
+            own = own * tl.exp2((top - new) * LOG2E) + tl.sum(tl.exp2(excess * LOG2E), 1)
+        top = new
+    row_top = tl.max(top)
+    row_total = tl.sum(total * tl.exp2((top - row_top) * student.to_bits))
+    row_own = row_total
+    if OWN_SUM:
+        row_own = tl.sum(own * tl.exp2((top - row_top) * LOG2E))
+    return row_top, row_total, row_own
+
+
+@triton.jit
+def _id_and_count(entries, row, slot, is_slot):
+    """A slot's id, -1 if it is empty, and of a packed entry how often it was drawn."""
+    if entries.targets is None:
+        first = entries.ids + row * entries.id_stride + slot * 3
+        low = tl.load(first, mask=is_slot, other=0).to(tl.int32)
+        middle = tl.load(first + 1, mask=is_slot, other=0).to(tl.int32)
+        high = tl.load(first + 2, mask=is_slot, other=0).to(tl.int32)
+        packed = low | (middle << 8) | (high << 16)
+        count = packed >> entries.id_bits
+        id = tl.where(count == 0, -1, packed & ((1 << entries.id_bits) - 1))
+    else:
+        id = tl.load(entries.ids + row * entries.id_stride + slot, mask=is_slot, other=-1)
+        count = tl.zeros_like(id)
+    return id.to(tl.int64), count
+
+
+@triton.jit
+def _targets(entries, row, slot, TAIL: tl.constexpr):
+    """Ids in some slots, with log p and p (or 0 and the weights), float64; p is 0 where empty.
+
+    The K entries are few, and one minus their sum is wanted: in float64 it is exact enough.
+    """
+    id, count = _id_and_count(entries, row, slot, slot < entries.num)
+    is_kept = id >= 0
+    if TAIL == "packed":
+        p = count.to(tl.float64) / entries.num_draws
+        log_p = tl.zeros_like(p)
+    else:
+        at = entries.targets + row * entries.target_stride + slot
+        stored = tl.load(at, mask=is_kept, other=0.0)
+        if TAIL == "sampled":
+            p = stored.to(tl.float64)
+            log_p = tl.zeros_like(p)
+        else:
+            z = logits_of(stored, entries).to(tl.float64)
+            log_z = tl.load(entries.log_z + row).to(tl.float64)
+            log_p = tl.where(is_kept, z / entries.temperature - log_z, -float("inf"))
+            p = tl.exp(log_p)
+    return id, log_p, p
+
+
+@triton.jit
+def _student_logits(student, row, id, V):
+    """The student's logits at some ids: -inf for none, NaN for one that names no column."""
+    is_column = (id >= 0) & (id < V)
+    stored = tl.load(student.logits + row * student.stride + id, mask=is_column, other=0.0)
+    outside = tl.where(id < 0, -float("inf"), float("nan"))
+    return tl.where(is_column, logits_of(stored, student), outside)
+
+
+@triton.jit
+def _sums_of_kept(student, entries, top, row, V, TAIL: tl.constexpr, K_BLOCK: tl.constexpr):
+    """The number of kept ids, the sum of their p, and that of the student's exponentials."""
+    num = tl.zeros([K_BLOCK], tl.int32)
+    mass = tl.zeros([K_BLOCK], tl.float64)
+    powers = tl.zeros([K_BLOCK], tl.float64)
+    for start in range(0, entries.num, K_BLOCK):
+        id, _, p = _targets(entries, row, start + tl.arange(0, K_BLOCK), TAIL)
+        z = _student_logits(student, row, id, V)
+        num += (id >= 0).to(tl.int32)
+        mass += p
+        powers += tl.exp((z - top).to(tl.float64) * student.to_bits * LN2)
+    return tl.sum(num), tl.sum(mass), tl.sum(powers)
+
+
+@triton.jit
+def _sum_outside(
+    student, entries, row, first, shift, V,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """Maximum and sum of tempered exponentials of the columns that are not kept."""
+    top = tl.full([BLOCK // GROUP], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK // GROUP], tl.float32)
+    for start in range(0, V + shift, BLOCK):
+        z = read_block(student, first, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
+        for slot in range(0, entries.num):
+            id, _ = _id_and_count(entries, row, slot, True)
+            offset = (id + shift).to(tl.int32)
+            if (offset >= start) & (offset < start + BLOCK):
+                z = tl.where(offsets_of(start, BLOCK, GROUP) == offset, -float("inf"), z)
+        new = tl.maximum(top, tl.max(z, 1))
+        total = total * tl.exp2((top - new) * student.to_bits)
+        total += tl.sum(tl.exp2((z - new[:, None]) * student.to_bits), 1)
+        top = new
+    row_top = tl.max(top)
+    return row_top, tl.sum(total * tl.exp2((top - row_top) * student.to_bits))
+
+
+@triton.jit
+def _outside(
+    student, entries, statistics, row, first, shift, V,
+    TAIL: tl.constexpr, SUM_OUTSIDE: tl.constexpr, K_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """What _events needs to know of the row.
+
+    The sum of the student's exponentials, exact enough for all q to sum to 1. Of the event
+    "anything else" its p, and the maximum and sum of exponentials outside. The log of what the
+    kept p are divided by.
+    """
+    top, total, _ = statistics
+    num, mass, powers = _sums_of_kept(student, entries, top, row, V, TAIL, K_BLOCK)
+    mass = tl.minimum(mass, 1.0)
+    p = 0.0
+    log_divisor = 0.0
+    if TAIL == "bucket":
+        p = tl.where(num == V, 0.0, 1.0 - mass).to(tl.float32)
+    elif TAIL == "renormalize":
+        log_divisor = tl.log(mass)
+    total = total.to(tl.float64)
+    top_outside = top
+    total_outside = total
+    if SUM_OUTSIDE != "never":
+        total_outside = total - powers
+        is_exact = total_outside > total * tl.maximum(0.25 * p, _SMALLEST_DIFFERENCE)
+        if SUM_OUTSIDE == "always" or not is_exact:
+            top_outside, summed = _sum_outside(
+                student, entries, row, first, shift, V, BLOCK, GROUP, LAYOUT
+            )
+            total_outside = summed.to(tl.float64)
+            total = powers + total_outside * tl.exp2((top_outside - top) * student.to_bits)
+    return total, p, top_outside, total_outside, log_divisor
+
+
+@triton.jit
+def _events(
+    student, entries, terms, statistics, outside, row, slot, V,
+    DIVERGENCE: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """What the events of some slots add to D, with their ids and q; slot K is "anything else"."""
+    top = statistics[0]
+    total, p_outside, top_outside, total_outside, log_divisor = outside
+    id, log_p, p = _targets(entries, row, slot, TAIL)
+    if TAIL == "renormalize":
+        log_p -= log_divisor
+        p = tl.exp(log_p)
+    z = _student_logits(student, row, id, V)
+    is_rest = slot == entries.num
+    p = tl.where(is_rest, p_outside, p)
+    log_p = tl.where(is_rest, tl.log(p), log_p)
+    excess = tl.where(is_rest, top_outside - top, z - top).to(tl.float64)
+    share = tl.where(is_rest, total_outside, 1.0) / total
+    log_q = excess * student.to_bits * LN2 + tl.log(share)
+    if TAIL == "sampled" or TAIL == "packed":  # minus the sum of weights times log q
+        log_p = tl.zeros_like(p)
+    q = tl.exp(log_q)
+    value, g, direct = contribution(
+        p, q, log_p * LOG2E, log_q * LOG2E, (log_q - log_p) * LOG2E, terms, DIVERGENCE
+    )
+    is_event = (id >= 0) | is_rest
+    value = tl.where(is_event, value, 0.0)
+    g = tl.where(is_event, g, 0.0)
+    direct = tl.where(is_event, direct, 0.0)
+    return id, z, q, value, g, direct
+
+
+@triton.jit
+def _sums_of_events(
+    student, entries, terms, statistics, outside, row, V,
+    DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, K_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """D in bits, the centre, and what 2^bits is multiplied by in the gradient outside."""
+    values = tl.zeros([K_BLOCK], tl.float64)
+    centres = tl.zeros([K_BLOCK], tl.float64)
+    g_outside = tl.zeros([K_BLOCK], tl.float64)
+    direct_outside = tl.zeros([K_BLOCK], tl.float64)
+    for start in range(0, entries.num + 1, K_BLOCK):
+        slot = start + tl.arange(0, K_BLOCK)
+        _, _, q, value, g, direct = _events(
+            student, entries, terms, statistics, outside, row, slot, V, DIVERGENCE, TAIL
+        )
+        values += value
+        centres += direct + q * g
+        g_outside += tl.where(slot == entries.num, g, 0.0)
+        direct_outside += tl.where(slot == entries.num, direct, 0.0)
+    centre = tl.sum(centres)
+    total, _, top_outside, total_outside, _ = outside
+    scale = tl.exp2((top_outside - statistics[0]) * student.to_bits) / total
+    direct = tl.sum(direct_outside)
+    slope = tl.where(direct == 0.0, 0.0, direct / total_outside)
+    slope += (tl.sum(g_outside) - centre) * scale
+    return tl.sum(values), centre, slope.to(tl.float32)
+
+
+@triton.jit
+def _write_outside(
+    student, terms, grad, statistics, top_outside, slope, weight, label, first, first_g, shift,
+    V, num_columns,
+    KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """The gradient as if no column were kept. Exponentials of those that are may overflow."""
+    top, total, own = statistics
+    if not KD_GRAD:  # nor will those that are kept be written again
+        top_outside = top
+    scale = tl.exp2((top_outside - top) * student.to_bits) / total
+    scale_own = 1.0 / own
+    num_blocks = tl.cdiv(num_columns + shift, BLOCK)
+    for index in range(0, num_blocks):
+        start = (num_blocks - 1 - index) * BLOCK
+        z = read_block(student, first, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
+        powers = tl.exp2((z - top_outside) * student.to_bits)
+        result = tl.zeros([BLOCK // GROUP, GROUP], tl.float32)
+        if KD_GRAD:
+            result += (terms.kd_slope * weight * slope) * powers
+        if CE_GRAD:
+            soft = powers * scale
+            if OWN_SUM:
+                soft = tl.exp2((z - top) * LOG2E) * scale_own
+            is_label = offsets_of(start, BLOCK, GROUP) == label + shift
+            result += (terms.ce_slope * weight) * (soft - is_label.to(tl.float32))
+        result = capped_gradient(result, z, student)
+        write_block(grad, first_g, start, shift, num_columns, result, BLOCK, GROUP, LAYOUT)
+
+
+@triton.jit
+def _write_kept(
+    student, entries, terms, grad, statistics, outside, centre, weight, label, row, V, num_columns,
+    DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the kept columns."""
+    for start in range(0, entries.num, K_BLOCK):
+        slot = start + tl.arange(0, K_BLOCK)
+        id, z, q, _, g, direct = _events(
+            student, entries, terms, statistics, outside, row, slot, V, DIVERGENCE, TAIL
+        )
+        result = (terms.kd_slope * weight) * (direct + q * (g - centre))
+        if CE_GRAD:
+            soft = q
+            if OWN_SUM:
+                soft = tl.exp2((z - statistics[0]) * LOG2E) / statistics[2]
+            result += (terms.ce_slope * weight) * (soft - (id == label).to(tl.float32))
+        result = capped_gradient(result.to(tl.float32), z, student)
+        is_column = (slot < entries.num) & (id >= 0) & (id < V)
+        target = grad + row * num_columns + id
+        tl.store(target, result.to(grad.dtype.element_ty), mask=is_column)
+
+
+@triton.jit
+def _row(
+    student, entries, tokens, terms, grad, kd_values, ce_values, row, shift, first_g,
+    V, num_columns,
+    DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, SUM_OUTSIDE: tl.constexpr, K_BLOCK: tl.constexpr,
+    KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """A row that counts."""
+    first = row_start(row, student.stride, shift, GROUP, LAYOUT)
+    statistics = _statistics(student, first, shift, V, OWN_SUM, BLOCK, GROUP, LAYOUT)
+    label = 0
+    if tokens.labels is not None:
+        label = tl.load(tokens.labels + row)
+        is_column = (label >= 0) & (label < V)
+        chosen = tl.load(
+            student.logits + row * student.stride + label, mask=is_column, other=float("nan")
+        )
+        own = LN2 * tl.log2(statistics[2])
+        ce = (statistics[0] - logits_of(chosen, student)) + own
+        tl.store(ce_values + row, ce)
+        label = label.to(tl.int32)  # wrong only where CE is NaN
+    outside = _outside(
+        student, entries, statistics, row, first, shift, V,
+        TAIL, SUM_OUTSIDE, K_BLOCK, BLOCK, GROUP, LAYOUT,
+    )  # fmt: skip
+    kd, centre, slope = _sums_of_events(
+        student, entries, terms, statistics, outside, row, V, DIVERGENCE, TAIL, K_BLOCK
+    )
+    tl.store(kd_values + row, kd * terms.value_to_kd)
+    if grad is not None:
+        weight = weight_of_token(tokens)
+        _write_outside(
+            student, terms, grad, statistics, outside[2], slope, weight, label, first, first_g,
+            shift, V, num_columns, KD_GRAD, CE_GRAD, OWN_SUM, BLOCK, GROUP, LAYOUT,
+        )  # fmt: skip
+        if KD_GRAD:
+            tl.debug_barrier()  # what other threads wrote to the kept columns comes before
+            _write_kept(
+                student, entries, terms, grad, statistics, outside, centre, weight, label, row,
+                V, num_columns, DIVERGENCE, TAIL, CE_GRAD, OWN_SUM, K_BLOCK,
+            )  # fmt: skip
+
+
+@triton.jit
+def sparse_kd_rows(
+    student, entries, tokens, terms, hidden, grad, kd_values, ce_values, V, num_columns,
+    DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, SUM_OUTSIDE: tl.constexpr, K_BLOCK: tl.constexpr,
+    KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    PER_TOKEN: tl.constexpr, WIDTHS: tl.constexpr, ALIGNMENTS: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+    HIDDEN_ROWS: tl.constexpr, HIDDEN_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first tokens.num programs take a row of logits each, the rest hidden states."""
+    program = tl.program_id(0)
+    if program < tokens.num:
+        row = program.to(tl.int64)
+        shift = 0
+        if LAYOUT == "shifted":
+            shift = ((row * num_columns) % GROUP).to(tl.int32)
+        first_g = row_start(row, num_columns, shift, GROUP, LAYOUT)
+        if counted(tokens, row, True):
+            _row(
+                student, entries, tokens, terms, grad, kd_values, ce_values, row, shift, first_g,
+                V, num_columns, DIVERGENCE, TAIL, SUM_OUTSIDE, K_BLOCK, KD_GRAD, CE_GRAD, OWN_SUM,
+                BLOCK, GROUP, LAYOUT,
+            )  # fmt: skip
+        else:
+            clear_row(
+                grad, kd_values, ce_values, row, shift, first_g, num_columns, BLOCK, GROUP, LAYOUT
+            )
+    elif len(WIDTHS) > 0:
+        hidden_error(
+            hidden, tokens, program - tokens.num, WIDTHS, ALIGNMENTS, PER_TOKEN,
+            HIDDEN_ROWS, HIDDEN_BLOCK,
+        )  # fmt: skip
