@@ -16,7 +16,8 @@ struct OneEvent {};
 
 class SparseRows {
  public:
-  explicit SparseRows(const KD& op) : op(op), kept(op) {}
+  explicit SparseRows(const KD& op)
+      : op(op), kept(op), exponentials(scratch(op.num_columns / kBlock + 2)) {}
 
   Terms run(int64_t n) {
     row = {};
@@ -59,8 +60,25 @@ class SparseRows {
   // Registers that are added up in float; what they leave is added up in double.
   static constexpr int kRun = 32 * Vec::kLanes;
 
+  // A block's exponentials, relative to the largest logit outside up to there.
+  struct alignas(64) Exponentials {
+    float values[kBlock];
+    float reference;
+  };
+
+  static Exponentials* scratch(int64_t num_blocks) {
+    static thread_local std::unique_ptr<Exponentials[]> storage;
+    static thread_local int64_t size = 0;
+    if (size < num_blocks) {
+      storage.reset(new Exponentials[num_blocks]);
+      size = num_blocks;
+    }
+    return storage.get();
+  }
+
   const KD& op;
   KeptRow kept;
+  Exponentials* const exponentials;
   Row row;
   Blocks blocks;
   alignas(64) float block[kBlock];
@@ -74,6 +92,8 @@ class SparseRows {
   const double label_weight =
       label == Label::kNone ? 0.0 : op.row_weight * op.ce_weight * op.logit_scale;
   const Transform transform{static_cast<float>(op.logit_scale), static_cast<float>(op.softcap)};
+  const bool keeps_exponentials =
+      label != Label::kOwn && op.softcap == 0.0 && op.sparse.tail != Tail::kUniform;
   const Vec rate = all(static_cast<float>(kLog2E / op.temperature));
   const Vec label_rate = all(static_cast<float>(kLog2E));
 
@@ -96,15 +116,16 @@ class SparseRows {
         row.z_outside *= ::exp(-rose / op.temperature);
         row.z_ce_outside *= ::exp(-rose);
       }
+      exponentials[b].reference = reference_outside();
       switch (label) {
         case Label::kOwn:
-          add_block<Label::kOwn>(blocks.size(b));
+          add_block<Label::kOwn>(b);
           break;
         case Label::kSquare:
-          add_block<Label::kSquare>(blocks.size(b));
+          add_block<Label::kSquare>(b);
           break;
         default:
-          add_block<Label::kNone>(blocks.size(b));
+          add_block<Label::kNone>(b);
       }
     }
   }
@@ -132,14 +153,17 @@ class SparseRows {
   float reference_outside() const { return row.most == kNothing ? 0.0f : row.most; }
 
   template <Label kLabel>
-  void add_block(int size) {
+  void add_block(int64_t b) {
     const Vec reference = all(reference_outside());
+    const int size = blocks.size(b);
+    float* const values = exponentials[b].values;
     for (int begin = 0; begin < size; begin += kRun) {
       const int end = std::min(begin + kRun, size);
       Vec z = all(0.0f), z_ce = z;
       for (int i = begin; i < end; i += Vec::kLanes) {
         const Vec above = mkd::MKD_ISA::load(block + i) - reference;
         const Vec e = exp2(above * rate);
+        if (keeps_exponentials) store(values + i, e);
         z = z + e;
         if constexpr (kLabel == Label::kSquare) z_ce = fma(e, e, z_ce);
         if constexpr (kLabel == Label::kOwn) z_ce = z_ce + exp2(above * label_rate);
@@ -259,8 +283,13 @@ class SparseRows {
       k.gradient = static_cast<float>((kd + ce) * slope(k.logit));
     }
     for (int64_t b = blocks.count(); b-- > 0;) {
-      if (blocks.count() > 1) load(b);
-      gradient_block(b, factors);
+      if (keeps_exponentials) {
+        gradient_of_exponentials(b, factors);
+      } else {
+        if (blocks.count() > 1) load(b);
+        gradient_of_logits(b, factors);
+      }
+      replace_kept(b);
       store_block(op.grad.dtype, grad, blocks.begin(b), blocks.size(b), block, op.stream_grad);
     }
     __builtin_memset(grad + op.num_columns * element, 0,
@@ -285,16 +314,33 @@ class SparseRows {
     return factors;
   }
 
-  void gradient_block(int64_t b, const Factors& factors) {
-    const int64_t begin = blocks.begin(b);
+  void gradient_of_exponentials(int64_t b, const Factors& factors) {
+    const Exponentials& from = exponentials[b];
+    // Above 0 only where all logits so far were -inf.
+    const double above = (double(from.reference) - reference_outside()) / op.temperature;
+    const double fall = ::exp(std::min(above, 0.0));
+    const Vec linear = all(static_cast<float>(factors.linear * fall));
+    const Vec square = all(static_cast<float>(factors.square * fall * fall));
+    for (int i = 0; i < blocks.size(b); i += Vec::kLanes) {
+      const Vec e = mkd::MKD_ISA::load(from.values + i);
+      store(block + i, e * fma(e, square, linear));
+    }
+  }
+
+  void gradient_of_logits(int64_t b, const Factors& factors) {
     const int size = blocks.size(b);
     if (row.has_each && op.kd_weight != 0.0) {
       with_divergence(op, [&](const auto& policy) { outside_gradient(policy, factors, size); });
     } else {
       outside_gradient(OneEvent{}, factors, size);
     }
+  }
+
+  // The gradients of the kept ids and of the label, which no sweep over columns knows.
+  void replace_kept(int64_t b) {
+    const int64_t begin = blocks.begin(b);
     kept.each_in(b, [&](const Kept& k) { block[k.column - begin] = k.gradient; });
-    if (begin <= row.column && row.column < begin + size) {
+    if (begin <= row.column && row.column < begin + blocks.size(b)) {
       block[row.column - begin] -= static_cast<float>(label_weight * slope(row.label_logit));
     }
   }
