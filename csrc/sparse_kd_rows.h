@@ -49,6 +49,7 @@ class SparseRows {
     double outside_pull = 0.0, centre = 0.0;        // of what is outside, and of all: see events.h
     bool has_each = false;   // what is outside is not one event, but one a column
     RowFactors factors;      // of those
+    float t_t = 0.0f;        // log2 of the teacher's probability of each, but for its factor there
     double pull_each = 0.0;  // the pull of each, where that is all the same
   };
 
@@ -92,8 +93,12 @@ class SparseRows {
   const double label_weight =
       label == Label::kNone ? 0.0 : op.row_weight * op.ce_weight * op.logit_scale;
   const Transform transform{static_cast<float>(op.logit_scale), static_cast<float>(op.softcap)};
-  const bool keeps_exponentials =
-      label != Label::kOwn && op.softcap == 0.0 && op.sparse.tail != Tail::kUniform;
+  // Whether what is outside may not be one event: p_v is positive there, or F(0, q) no multiple of
+  // q.
+  const bool takes_columns =
+      op.sparse.tail == Tail::kUniform ||
+      (op.divergence == Divergence::kAlphaBeta && !is_sample && op.sparse.tail != Tail::kBucket);
+  const bool keeps_exponentials = label != Label::kOwn && op.softcap == 0.0 && !takes_columns;
   const Vec rate = all(static_cast<float>(kLog2E / op.temperature));
   const Vec label_rate = all(static_cast<float>(kLog2E));
 
@@ -211,8 +216,10 @@ class SparseRows {
     row.outside = ::exp(row.log_outside - log_z);
     if (is_sample || kept.size() >= op.num_columns) return value;
     const double log_rest = kept.log_rest();
+    const bool has_columns =
+        takes_columns && (log_rest > -INFINITY || op.divergence == Divergence::kAlphaBeta);
     const Event event =
-        op.sparse.tail == Tail::kUniform && log_rest > -INFINITY
+        has_columns
             ? each_outside(log_rest - ::log(double(op.num_columns - kept.size())))
             : event_of(op, {::exp(log_rest), log_rest}, {row.outside, row.log_outside - log_z});
     row.outside_pull = row.pull_each == 0.0 ? event.pull : 0.0;
@@ -222,7 +229,9 @@ class SparseRows {
 
   // A further sweep, where the teacher gives each column outside a probability of its own.
   Event each_outside(double log_p) {
-    row.factors.normalise(row.z, ::exp(-log_p));
+    const bool is_possible = log_p > -INFINITY;
+    row.factors.normalise(row.z, is_possible ? ::exp(-log_p) : 1.0);
+    row.t_t = is_possible ? 0.0f : kNothing;
     Event event;
     with_divergence(op, [&](const auto& policy) { event = sum_each(policy); });
     row.has_each = op.divergence != Divergence::kForwardKL;
@@ -249,7 +258,7 @@ class SparseRows {
         for (int i = begin; i < end; i += Vec::kLanes) {
           const Vec logit = mkd::MKD_ISA::load(block + i);
           Vec value, pull, q;
-          divergence.terms(row.factors, (logit - reference) * rate, all(0.0f), value, pull, q);
+          divergence.terms(row.factors, (logit - reference) * rate, all(row.t_t), value, pull, q);
           const Mask is_outside = above(taken, logit);
           values = values + where(is_outside, value);
           pulls = pulls + where(is_outside, pull);
@@ -366,7 +375,7 @@ class SparseRows {
       if constexpr (!std::is_same_v<D, OneEvent>) {
         Vec q;
         const Vec t_s = (logit - reference) * rate;
-        result = result + gradient_of_pulls(divergence, row.factors, t_s, all(0.0f), q);
+        result = result + gradient_of_pulls(divergence, row.factors, t_s, all(row.t_t), q);
       }
       if (op.softcap != 0.0) result = result * transform.slope(logit);
       store(block + i, result);

@@ -119,6 +119,14 @@ def without_some_columns(divergence: str, **fields: Any) -> dict[str, Any]:
     return arguments
 
 
+def first_block_impossible() -> dict[str, Any]:
+    arguments = case(6, 2500, 2, has_labels=False)
+    ids = torch.tensor([[2000, 2100]], dtype=torch.int32).expand(6, 2)
+    arguments["student_logits"] -= 1e4
+    arguments["student_logits"][:, :1024] = -torch.inf
+    return arguments | {"teacher": dataclasses.replace(arguments["teacher"], ids=ids)}
+
+
 def too_much_mass(tail: str) -> dict[str, Any]:
     """log_z is a rounding too low, so that the kept probabilities sum to more than 1."""
     arguments = case(6, 40, 40, tail, has_labels=False)
@@ -153,7 +161,12 @@ DIVERGENCES: dict[str, dict[str, Any]] = {
     "reverse_kl": {"divergence": "reverse_kl"},
     "jeffreys": {"divergence": "jeffreys"},
     "jsd": {"divergence": "jsd", "beta": 0.3},
+    "skew_forward_kl": {"divergence": "skew_forward_kl", "beta": 0.1},
+    "skew_reverse_kl": {"divergence": "skew_reverse_kl", "beta": 0.1},
+    "tvd": {"divergence": "tvd"},
+    "alpha_beta": {"divergence": "alpha_beta", "alpha_beta": (0.6, 0.3)},
 }
+ALPHA_BETAS = ((0.0, 0.0), (0.5, -0.5), (0.7, 0.0), (0.0, 0.7), (1.5, -0.4), (0.6, 0.4))
 KINDS = (*TAILS, "sampled", "packed")
 MASK = torch.tensor([True, False, True, True, False, True])
 
@@ -163,6 +176,18 @@ CASES: dict[str, dict[str, Any]] = {
         f"{name}, {tail}": case(6, 2777, 16, tail, temperature=2.0, **fields)
         for name, fields in DIVERGENCES.items()
         for tail in TAILS
+    },
+    **{
+        f"alpha_beta {a}, {b}": case(6, 900, 16, divergence="alpha_beta", alpha_beta=(a, b))
+        for a, b in ALPHA_BETAS
+    },
+    **{
+        f"{name} of its first distribution": case(6, 900, 16, divergence=name, beta=1.0)
+        for name in ("skew_forward_kl", "skew_reverse_kl")
+    },
+    **{
+        f"{name} of its second distribution": case(6, 900, 16, divergence=name, beta=0.0)
+        for name in ("skew_forward_kl", "skew_reverse_kl")
     },
     **{
         f"{name} at temperature {t}, {tail}": case(6, 60, 7, tail, temperature=t, **fields)
@@ -212,6 +237,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"{tail}, one-hot teacher": one_hot_teacher(tail) for tail in TAILS},
     **{f"{tail}, nothing kept in a row": nothing_kept_in_a_row(tail) for tail in TAILS},
     **{f"{tail}, kept probabilities sum to more than 1": too_much_mass(tail) for tail in TAILS},
+    "first block impossible, all logits far below 0": first_block_impossible(),
     "250,002 columns in bfloat16": case(2, 250_002, 64, dtypes=(BF16, BF16)),
     "gradient past the caches, unaligned": case(9, 131_075, 64),
     "gradient past the caches, kept ids of every block": case(9, 131_075, 5000, dtypes=(BF16, F32)),
