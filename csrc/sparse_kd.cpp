@@ -16,9 +16,9 @@
 //
 //   dD/dz_k = (pull_k - q_k C) / T_s,  dD/dz_v = q_v (G_out - C) / T_s outside,  C = sum of pulls
 //
-// so a column outside costs one exponential in each sweep and one product, whatever the divergence.
-// For uniform and forward KL a constant is added; other divergences of uniform tails make each
-// column's pull of divergences.h.
+// so a column outside costs one exponential and one product, whatever the divergence. For uniform
+// and forward KL a constant is added; other divergences of uniform tails, and alpha_beta of
+// renormalize and drop, make each column's pull by divergences.h.
 //
 // Sweeps. 1. The largest logit, Z and the cross-entropy's own Z, block by block as in dense_kd.cpp,
 // but of the columns outside alone: the kept logits are taken out of each block on the way. So
