@@ -5,9 +5,8 @@
 // Top-k. The teacher's probabilities of the kept ids are p_k = exp(z_k / T_t - log_z), of all
 // others r = 1 - sum p_k; the student's are q_k and q_out, the sum of q_v over what lies outside.
 //   bucket               K + 1 events, the last being (r, q_out)
-//   renormalize, drop    p_v = 0 outside. F(0, q) is a multiple of q there, so this is one event
-//   too,
-//                        (0, q_out); renormalize divides p_k by their sum first
+//   renormalize, drop    p_v = 0 outside, where F(0, q) is a multiple of q: one event too,
+//                        (0, q_out), but for alpha_beta; renormalize divides p_k by their sum
 //   uniform              p_v = r / (V - K) outside, an event each
 // A sample. D = -sum w_k log q_k, whose pulls are -w_k, and nothing pulls outside.
 //
@@ -24,13 +23,15 @@
 // but of the columns outside alone: the kept logits are taken out of each block on the way. So
 // q_out is a sum of its own, exact even where the kept ids have all of the student's probability
 // but 1e-30, and no 1 - sum q_k cancels. The K + 1 events are then worked out in double. 2. Only
-// for uniform: value and pulls of the columns outside. 3. The gradient, backwards; those of the
-// kept ids replace theirs in the block before it is written.
+// where columns outside are events of their own: their values and pulls. 3. The gradient,
+// backwards; those of the kept ids replace theirs in the block before it is written. It is made of
+// the first sweep's exponentials, which stay in a scratch row of the thread (4 bytes a column, in a
+// second-level cache), unless softcap, events of their own or a label's own exponentials need the
+// logits again.
 //
-// Bytes a row, element size b_s: V b_s read and V b_s written if the row still lies in a cache at
-// the last sweep, and K ids and values. No [N, V] tensor but the gradient. Operations: 2
-// exponentials a column, one more a sweep for CE unless T_s is 1 or 2; two or three scalar
-// exponentials an id.
+// Bytes a row, element size b_s: V b_s read and V b_s written, and K ids and values. No [N, V]
+// tensor but the gradient. Operations: 1 exponential a column, 4 with a label at a T_s other than 1
+// or 2, and two or three scalar exponentials an id.
 //
 // Saved for backward: the gradients, complete but for the incoming factor (scale.cpp).
 //
