@@ -16,13 +16,15 @@ from pathlib import Path
 
 import torch
 
-from mkd_fast.benchmarks import dense_kd, hidden, results
+from mkd_fast.benchmarks import dense_kd, hidden, results, sparse_kd
 from mkd_fast.benchmarks.roofline import PEAKS
 from mkd_fast.evaluate.tables import Table, TableRow
 from mkd_fast.kernels import dense_kd as dense_kernel
+from mkd_fast.kernels import sparse_kd as sparse_kernel
 
 _ROWS_IN_FLIGHT = 2  # on a multiprocessor
 _NUM_ROWS = 8192
+_ID_BYTES = 4
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
@@ -82,6 +84,19 @@ def work() -> Iterator[Work]:
         )
         once = 3 * size * num_rows * num_columns
         yield _work("dense_kd", dense.name, requested, once, 2 * size * num_columns)
+    for dtype, num_columns in ((BF16, 32_000), (BF16, 128_256), (FP32, 128_256)):
+        sparse = sparse_kd.Shape(dtype, _NUM_ROWS, num_columns, 64)
+        size = dtype.itemsize
+        requested = sparse_kernel.traffic(
+            _NUM_ROWS,
+            num_columns,
+            sparse.num_kept,
+            student_bytes=size,
+            entry_bytes=_ID_BYTES + size,
+            has_tempered_labels=True,
+        )
+        once = 2 * size * _NUM_ROWS * num_columns
+        yield _work("sparse_kd", sparse.name, requested, once, size * num_columns)
     for matched in hidden.GPU_SHAPES:
         yield Work("hidden", matched.name, matched.num_bytes, 0, 0, 0)
 

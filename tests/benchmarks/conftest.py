@@ -25,9 +25,10 @@ def limit(cpu: torch.device) -> StreamingLimit:
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The ops are Triton's kernels, in its interpreter."""
-    from mkd_fast.kernels import dense_kd, scale
+    from mkd_fast.kernels import dense_kd, scale, sparse_kd
 
     monkeypatch.setattr(torch.ops.mkd_fast, "dense_kd", dense_kd.dense_kd)
+    monkeypatch.setattr(torch.ops.mkd_fast, "sparse_kd", sparse_kd.sparse_kd)
     monkeypatch.setattr(torch.ops.mkd_fast, "scale_", scale.scale_)
     monkeypatch.setattr(ops, "missing_kernels", lambda device_type: None)
     with np.errstate(all="ignore"), warnings.catch_warnings():

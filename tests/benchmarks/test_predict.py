@@ -45,7 +45,7 @@ def test_exponentials_may_bound() -> None:
 
 def test_every_case_requests_at_least_what_it_repeats() -> None:
     cases = list(work())
-    assert {case.op for case in cases} == {"dense_kd", "hidden"}
+    assert {case.op for case in cases} == {"dense_kd", "sparse_kd", "hidden"}
     assert all(0 <= case.repeated_bytes < case.num_bytes for case in cases)
 
 
