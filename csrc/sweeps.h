@@ -40,8 +40,6 @@ class Sweeps {
   const D divergence;
   const float rate_s = static_cast<float>(kLog2E / op.temperature);
   const float rate_t = static_cast<float>(kLog2E / op.teacher_temperature);
-  const float rest_of_rate_s = static_cast<float>(kLog2E / op.temperature - rate_s);
-  const float rest_of_rate_t = static_cast<float>(kLog2E / op.teacher_temperature - rate_t);
   const float kd_weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale *
                                              op.logit_scale / op.temperature);
   const double label_weight = op.row_weight * op.ce_weight * op.logit_scale;
@@ -205,20 +203,12 @@ class Sweeps {
     if (i < size) add(begin + i, first_lanes(size - i));
   }
 
-  // What the divergence is given of a register of logits. Where it takes a value sweep, the
-  // rounding of a rate, which shifts a row's far columns alike, is made good.
-  static Vec seen(Vec z, float reference, float rate, float rest_of_rate) {
-    if constexpr (D::kOfLogits) return z;
-    const Vec above = z - all(reference);
-    if constexpr (!D::kNeedsValueSweep) return above * all(rate);
-    const Vec finite = max(all(-1e30f), above);  // in this order NaN stays NaN
-    return fma(finite, all(rest_of_rate), above * all(rate));
-  }
+  // What the divergence is given of a register of logits.
   Vec student(const Row& row, Vec z) const {
-    return seen(z, reference(row.sums.max_s), rate_s, rest_of_rate_s);
+    return D::kOfLogits ? z : (z - all(reference(row.sums.max_s))) * all(rate_s);
   }
   Vec teacher(const Row& row, Vec z) const {
-    return seen(z, reference(row.sums.max_t), rate_t, rest_of_rate_t);
+    return D::kOfLogits ? z : (z - all(reference(row.sums.max_t))) * all(rate_t);
   }
 
   void load_both(Row& row, int64_t begin, int size, float* most_s, float* most_t) const {
