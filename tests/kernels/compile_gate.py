@@ -14,6 +14,8 @@ for report in gates.reports(gate_cases.CASES):
 (launch,) = (
     launch for launch in gate_cases.Case("oversized", 8192).launches(32) if launch.is_register_bound
 )
-oversized = dataclasses.replace(launch, num_warps=2, arguments=launch.arguments | {"BLOCK": 32768})
-for target in gates.TARGETS:
+for target, gpu in gates.TARGETS.items():  # 64 threads for 32,768 columns
+    oversized = dataclasses.replace(
+        launch, num_warps=64 // gpu.warp_size, arguments=launch.arguments | {"BLOCK": 32768}
+    )
     print(json.dumps(dataclasses.asdict(gates.compile_launch("oversized", oversized, target))))  # noqa: T201
