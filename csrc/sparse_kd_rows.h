@@ -161,11 +161,15 @@ class SparseRows {
   void add_block(int64_t b) {
     const Vec reference = all(reference_outside());
     const int size = blocks.size(b);
+    Doubles total, total_ce;
     float* const values = exponentials[b].values;
+    const int64_t element = op.student.element_size();
+    const char* const ahead = op.student.row(row.n) + blocks.begin(b) * element + kFetchAheadBytes;
     for (int begin = 0; begin < size; begin += kRun) {
       const int end = std::min(begin + kRun, size);
       Vec z = all(0.0f), z_ce = z;
       for (int i = begin; i < end; i += Vec::kLanes) {
+        __builtin_prefetch(ahead + i * element);
         const Vec above = mkd::MKD_ISA::load(block + i) - reference;
         const Vec e = exp2(above * rate);
         if (keeps_exponentials) store(values + i, e);
@@ -173,9 +177,11 @@ class SparseRows {
         if constexpr (kLabel == Label::kSquare) z_ce = fma(e, e, z_ce);
         if constexpr (kLabel == Label::kOwn) z_ce = z_ce + exp2(above * label_rate);
       }
-      row.z_outside += sum(z);
-      row.z_ce_outside += sum(z_ce);
+      total.add(z);
+      total_ce.add(z_ce);
     }
+    row.z_outside += total.sum();
+    row.z_ce_outside += total_ce.sum();
   }
 
   // Joins what is outside and what was kept.
