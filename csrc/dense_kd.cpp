@@ -38,8 +38,8 @@
 //
 // Saved for backward: the gradients, complete but for the incoming factor (scale.cpp).
 //
-// Rows left over when each thread has had as many as the others are split between them, for forward
-// KL: the parts' sums are joined between the two sweeps.
+// Rows left over when each thread has had as many as the others are split between them: the parts'
+// sums are joined after each sweep.
 //
 // Not supported: float64 and double backward, which are eager.
 #include <torch/csrc/stable/library.h>

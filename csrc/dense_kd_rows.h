@@ -1,6 +1,8 @@
 // Rows of logits against rows of logits: the sweeps over each, in their order.
 #pragma once
 
+#include <vector>
+
 #include "sweeps.h"
 
 namespace mkd::MKD_ISA {
@@ -53,6 +55,76 @@ inline void logits_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) 
 
 inline void logits_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   with_divergence(op, [&](auto policy) { logits_rows<decltype(policy)>(op, begin, end, terms); });
+}
+
+// A row in parts that different threads take; each begins where a block does.
+inline int64_t begin_of_part(const KD& op, int part, int num_parts) {
+  return part == num_parts ? op.num_columns : op.num_columns * part / num_parts / kBlock * kBlock;
+}
+
+struct RowPart {
+  int64_t begin, end;
+  Row row;
+  alignas(64) float s[kBlock], t[kBlock];
+
+  void go_on(int64_t n, const RowSums& sums, const RowFactors& factors) {
+    row = {n, s, t, false, sums, factors};
+  }
+};
+
+// The terms and the gradient of one row that counts, split between threads: the parts' sums are
+// joined after each sweep.
+template <class D>
+inline Terms split_logits_row(const KD& op, int64_t n, int num_parts, const Parallel& parallel) {
+  const Sweeps<D> sweeps(op);
+  std::vector<RowPart> parts;
+  for (int i = 0; i < num_parts; ++i) {
+    parts.push_back(
+        {begin_of_part(op, i, num_parts), begin_of_part(op, i + 1, num_parts), {}, {}, {}});
+  }
+  Row whole{n, nullptr, nullptr, false, {}, {}};
+  parallel(num_parts, [&](int i) {
+    RowPart& part = parts[i];
+    part.go_on(n, {}, {});
+    sweeps.collect(part.row, part.begin, part.end);
+  });
+  for (const RowPart& part : parts) sweeps.join(whole.sums, part.row.sums);
+  sweeps.normalise(whole);
+  if constexpr (D::kNeedsValueSweep) {
+    const RowSums before = whole.sums;
+    parallel(num_parts, [&](int i) {
+      RowPart& part = parts[i];
+      part.go_on(n, before, whole.factors);
+      sweeps.add_values(part.row, part.begin, part.end);
+    });
+    for (const RowPart& part : parts) {
+      whole.sums.value += part.row.sums.value;
+      whole.sums.pull += part.row.sums.pull;
+    }
+  }
+  const Terms terms = sweeps.finish(whole);
+  if (!op.grad.data) return terms;
+  const Sweeps<KL<false, false>> without_kd(op);
+  parallel(num_parts, [&](int i) {
+    RowPart& part = parts[i];
+    part.go_on(n, whole.sums, whole.factors);
+    if (op.kd_weight == 0.0) {
+      without_kd.write_gradient(part.row, part.begin, part.end);
+    } else {
+      sweeps.write_gradient(part.row, part.begin, part.end);
+    }
+    if (op.stream_grad) finish_streams();
+  });
+  sweeps.clear_padding(op.grad.row(n));
+  return terms;
+}
+
+inline Terms split_logits_row(const KD& op, int64_t n, int num_parts, const Parallel& parallel) {
+  Terms terms;
+  with_divergence(op, [&](auto policy) {
+    terms = split_logits_row<decltype(policy)>(op, n, num_parts, parallel);
+  });
+  return terms;
 }
 
 }  // namespace mkd::MKD_ISA

@@ -289,12 +289,9 @@ inline Terms split_long_row(const KD& op, int64_t n, int num_parts, const Parall
     std::vector<std::vector<float>> storages(num_parts);
     std::vector<Part> parts;
     std::vector<RowSums> sums(num_parts);
-    const auto column = [&](int64_t part) {  // a part begins where a block does
-      return part == num_parts ? op.num_columns
-                               : op.num_columns * part / num_parts / kBlock * kBlock;
-    };
     for (int i = 0; i < num_parts; ++i) {
-      parts.emplace_back(op, column(i), column(i + 1), storages[i]);
+      parts.emplace_back(op, begin_of_part(op, i, num_parts), begin_of_part(op, i + 1, num_parts),
+                         storages[i]);
     }
     parallel(num_parts, [&](int i) { sums[i] = parts[i].collect(n); });
     const Sweeps<KL<true, false>> sweeps(op);

@@ -39,7 +39,14 @@ CASES = {
     "a part of no probability": empty_part(1, 40_000),
     "no kd weight": case(1, 40_000, kd_weight=0.0),
     "fewer columns than two parts": case(1, 10_000),
-    "another divergence": case(1, 40_000, divergence="jsd"),
+    "reverse_kl, whose value takes one sweep": case(1, 40_000, divergence="reverse_kl"),
+    "jsd, whose value takes two": case(1, 40_003, divergence="jsd", temperature=2.0),
+    "logit_mse": case(1, 40_000, divergence="logit_mse"),
+    "jsd without kd weight": case(2, 30_000, divergence="jsd", kd_weight=0.0),
+    "softcap": case(1, 40_000, softcap=5.0),
+    "jsd, padded vocabulary, past the caches": case(
+        1, 1_200_000, size=1.0, divergence="jsd", vocab_size=1_150_001
+    ),
     "past the caches": case(1, 1_200_000, size=1.0),
 }
 
