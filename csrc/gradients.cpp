@@ -66,6 +66,7 @@ class KeptBlocks {
   }
 
   void give_back(Block block) {
+    if (block.num_bytes > kMostKept) return std::free(block.data);
     const std::lock_guard lock(mutex_);
     blocks_.push_back(block);
     total_bytes_ += block.num_bytes;
