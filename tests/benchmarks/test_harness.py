@@ -80,10 +80,22 @@ def gradient_is_missing(inputs: Inputs) -> Outputs:
     return squared(inputs)[:1]
 
 
+def value_is_another(inputs: Inputs) -> Outputs:
+    value, gradient = squared(inputs)
+    return value * 1.02, gradient
+
+
+def gradient_is_another(inputs: Inputs) -> Outputs:
+    value, gradient = squared(inputs)
+    return value, gradient * 1.02
+
+
 WRONG = [value_is_off, gradient_is_off, gradient_is_nan]
 
 
-@pytest.mark.parametrize("wrong", [*WRONG, gradient_is_missing])
+@pytest.mark.parametrize(
+    "wrong", [value_is_another, gradient_is_another, gradient_is_nan, gradient_is_missing]
+)
 def test_a_rival_that_errs_is_refused_and_not_timed(
     wrong: Run, measured: Callable[[Case], Measurement]
 ) -> None:
@@ -95,7 +107,7 @@ def test_a_rival_that_errs_is_refused_and_not_timed(
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_nothing_is_timed_where_ours_errs(
+def test_nothing_is_timed_where_ours_errs_a_little(
     wrong: Run, measured: Callable[[Case], Measurement]
 ) -> None:
     measurement = measured(case(ours=wrong, rival=squared))
@@ -113,6 +125,15 @@ def test_what_a_rival_raises_is_told_and_what_ours_raises_is_raised(
     assert measurement.refused == {"rival": "NotImplementedError: no such dtype"}
     with pytest.raises(NotImplementedError):
         measured(case(ours=broken, rival=squared))
+
+
+@pytest.mark.parametrize("rough", [value_is_off, gradient_is_off])
+def test_a_rival_may_err_a_little_and_its_error_is_told(
+    rough: Run, measured: Callable[[Case], Measurement]
+) -> None:
+    timed = measured(case(ours=squared, rival=rough)).timings
+    assert [timing.variant for timing in timed] == ["ours", "rival"]
+    assert timed[1].error_of_budget > 1.0
 
 
 def test_a_rival_may_be_as_wrong_as_its_dtype_but_we_may_not(
