@@ -27,7 +27,7 @@ class ShortRows {
       from_t[r] = as_floats(op.teacher, numbers[r], converted_t + r * kShortColumns);
     }
     find_largest(count);
-    collect(count);
+    collect(numbers, count);
     for (int r = 0; r < count; ++r) {
       RowFactors factors;
       terms[numbers[r]] = finish(r, numbers[r], factors);
@@ -79,9 +79,7 @@ class ShortRows {
     Vec rows_s[kRows], rows_t[kRows];
     for (int r = 0; r < count; ++r) {
       Vec s_most = all(kNothing), t_most = s_most;
-      each_register(r, [&](int i, Vec s, Vec t) {
-        __builtin_prefetch(reinterpret_cast<const char*>(from_s[r] + i) + kFetchAheadBytes);
-        __builtin_prefetch(reinterpret_cast<const char*>(from_t[r] + i) + kFetchAheadBytes);
+      each_register(r, [&](int, Vec s, Vec t) {
         s_most = max(s, s_most);
         t_most = max(t, t_most);
       });
@@ -94,16 +92,22 @@ class ShortRows {
     store(most_t, across(rows_t, larger));
   }
 
-  // Sums of one register each, and the exponentials.
-  void collect(int count) {
+  // Sums of one register each, and the exponentials. Meanwhile the memory fetches the rows to come,
+  // and those that the gradient will be written to.
+  void collect(const int64_t* numbers, int count) {
+    const int64_t element = op.grad.element_size();
     Vec rows[4][kRows];
     for (int r = 0; r < count; ++r) {
       const Vec reference_s = all(Sweeps<D>::reference(most_s[r]));
       const Vec reference_t = all(Sweeps<D>::reference(most_t[r]));
+      const char* const next_grad = op.grad.data ? op.grad.row(numbers[r]) : nullptr;
       float *keep_s = e_s + r * kShortColumns, *keep_t = e_t + r * kShortColumns;
       const Vec zero = all(0.0f);
       Vec to_s = zero, to_t = zero, to_ce = zero, to_cross = zero;
       each_register(r, [&](int i, Vec s, Vec t) {
+        __builtin_prefetch(reinterpret_cast<const char*>(from_s[r] + i) + kFetchAheadBytes);
+        __builtin_prefetch(reinterpret_cast<const char*>(from_t[r] + i) + kFetchAheadBytes);
+        if (next_grad) __builtin_prefetch(next_grad + i * element, 1);
         const Vec above_s = s - reference_s;
         const Vec t_s = above_s * rate_s, t_t = (t - reference_t) * rate_t;
         const Vec x_s = exp2(t_s), x_t = exp2(t_t);
