@@ -1,92 +1,29 @@
-"""mkd_fast::dense_kd and scale_ on the CPU, each instruction set against float64.
-
-The cases run in one process per instruction set, since a process chooses its own once: this file
-run as a script writes what the fused path returns for every case.
-"""
+"""mkd_fast::dense_kd and scale_ on the CPU, each instruction set against float64."""
 
 import functools
-import os
 import platform
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from budget import assert_within_budget
 from dense_kd_cases import CASES, DIVERGENCES
 from dense_kd_input import BF16, F16, F32, case, normal
+from instruction_sets import available_capabilities, evaluate, results_of, run_with, write_results
 from op_arguments import op_arguments
 
-from mkd_fast import kd_loss
 from mkd_fast.losses import ops
 
 pytestmark = pytest.mark.skipif(
     ops.missing_kernels("cpu") is not None, reason=str(ops.missing_kernels("cpu"))
 )
 
-GRADIENTS = ("student_logits", "student_hidden")
-
-
-def evaluate(
-    arguments: dict[str, Any], dtype: torch.dtype | None, impl: str
-) -> dict[str, torch.Tensor]:
-    """Values and gradients of a case, its numbers converted to dtype unless that is None."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, list):
-            return [convert(item) for item in value]
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and dtype is not None:
-            return value.to(dtype)
-        return value
-
-    converted = {name: convert(value) for name, value in arguments.items()}
-    leaves = {}
-    for name in GRADIENTS:
-        for i, tensor in enumerate(_as_list(converted.get(name))):
-            leaves[f"gradient of {name}[{i}]"] = tensor.detach().requires_grad_()
-    converted["student_logits"] = leaves["gradient of student_logits[0]"]
-    if "student_hidden" in converted:
-        converted["student_hidden"] = list(leaves.values())[1:]
-    out = kd_loss(**converted, impl=impl)
-    out.loss.sum().backward()
-    values = {"loss": out.loss.detach(), "kd": out.kd, "ce": out.ce, "hidden": out.hidden}
-    zero = torch.zeros
-    return values | {n: zero(t.shape) if t.grad is None else t.grad for n, t in leaves.items()}
-
-
-def _as_list(value: Any) -> list[torch.Tensor]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
-
-
-def available_capabilities() -> list[str]:
-    best = torch.ops.mkd_fast.cpu_capability() if not ops.missing_kernels("cpu") else "plain"
-    known = ["plain", "avx2", "avx512"]
-    return known[: known.index(best) + 1]
-
-
-def run_with(capability: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    tests = str(Path(__file__).parents[1])  # where this file imports from, run as a script
-    environment = os.environ | {"MKD_FAST_CPU_CAPABILITY": capability, "PYTHONPATH": tests}
-    command = [sys.executable, __file__, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+GRADIENT = "gradient of student_logits"
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory):
     """What each instruction set returns for every case."""
-
-    @functools.cache
-    def of(capability: str) -> dict[str, dict[str, torch.Tensor]]:
-        path = tmp_path_factory.mktemp("results") / f"{capability}.pt"
-        finished = run_with(capability, str(path))
-        assert finished.returncode == 0, finished.stderr
-        return torch.load(path)
-
-    return of
+    return results_of(__file__, tmp_path_factory.mktemp("results"))
 
 
 @functools.cache
@@ -105,7 +42,7 @@ def test_within_the_error_budget(results, capability, name):
 @pytest.mark.parametrize("capability", available_capabilities())
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_gradient_rows_sum_to_zero(results, capability, divergence):
-    name, what = f"{divergence} over several blocks", "gradient of student_logits[0]"
+    name, what = f"{divergence} over several blocks", GRADIENT
     grad, plain = results(capability)[name][what].double(), exact_and_plain(name)[1][what].double()
     rounding = torch.finfo(F32).eps * grad.abs().sum(-1).max()
     assert grad.sum(-1).abs().max() <= 2 * plain.sum(-1).abs().max() + rounding
@@ -121,7 +58,7 @@ def test_a_broken_logit_breaks_its_token_alone(num_columns, divergence, side, va
     out = evaluate(arguments, None, "fused")
     is_broken = torch.tensor([False, False, True, False])
     assert torch.equal(out["loss"].isnan(), is_broken)
-    assert torch.equal(out["gradient of student_logits[0]"].isnan().any(-1), is_broken)
+    assert torch.equal(out[GRADIENT].isnan().any(-1), is_broken)
 
 
 def test_a_term_without_weight_cannot_break_the_loss():
@@ -130,7 +67,7 @@ def test_a_term_without_weight_cannot_break_the_loss():
     arguments["teacher"][1] = torch.nan
     broken = evaluate(arguments, None, "fused")
     assert broken["kd"].isnan().tolist() == [False, True, False, False]
-    for what in ("loss", "gradient of student_logits[0]"):
+    for what in ("loss", GRADIENT):
         assert torch.equal(broken[what], clean[what])
 
 
@@ -139,7 +76,7 @@ def test_no_weight_at_all():
     arguments["student_logits"][1, 7] = torch.nan
     out = evaluate(arguments, None, "fused")
     assert not out["loss"].any()
-    assert not out["gradient of student_logits[0]"].any()
+    assert not out[GRADIENT].any()
     assert out["kd"].all()
 
 
@@ -179,7 +116,7 @@ def test_label_out_of_range(label):
 
 
 def test_unknown_capability_is_refused():
-    finished = run_with("avx9000")
+    finished = run_with("avx9000", __file__)
     assert finished.returncode != 0
     assert "MKD_FAST_CPU_CAPABILITY must be one that this machine has" in finished.stderr
     assert "got avx9000. Unset it for the best one." in finished.stderr
@@ -270,8 +207,4 @@ def test_capability_fits_the_machine():
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(torch.ops.mkd_fast.cpu_capability())  # noqa: T201
-    if len(sys.argv) > 1:
-        fused = {name: evaluate(arguments, None, "fused") for name, arguments in CASES.items()}
-        torch.save(fused, Path(sys.argv[1]))
+    write_results(CASES)
