@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from mkd_fast.checks import losses as checks
 from mkd_fast.losses import ops, vocab_parallel
 from mkd_fast.losses.linear_gradients import HeadGradients
 from mkd_fast.losses.rows import Rows
@@ -65,12 +64,7 @@ class _LinearKD(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.compiler.is_compiling():
-            if torch.is_grad_enabled():  # create_graph=True
-                raise checks.double_backward(ctx.function)
-            if ctx.is_spent:
-                raise checks.second_backward(ctx.function)
-            ctx.is_spent = not ctx.is_per_token
+        ops.refuse_further_backward(ctx, is_recomputed=ctx.is_per_token)
         if ctx.is_per_token:
             needs = ctx.needs_input_grad[2:]
             _, sums = _sweep(ctx.rows, ctx.plan, ctx.saved_tensors, needs, grad_loss)

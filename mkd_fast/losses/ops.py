@@ -271,6 +271,17 @@ def run(rows: Rows, spec: LossSpec, *, needs_grad_student: bool, needs_grad_hidd
     )
 
 
+def refuse_further_backward(ctx: Any, *, is_recomputed: bool = False) -> None:
+    """Raise where backward would differentiate itself, or hand out a gradient a second time."""
+    if torch.compiler.is_compiling():
+        return
+    if torch.is_grad_enabled():  # create_graph=True
+        raise checks.double_backward(ctx.function)
+    if ctx.is_spent:
+        raise checks.second_backward(ctx.function)
+    ctx.is_spent = not is_recomputed
+
+
 class _FusedKD(torch.autograd.Function):
     """Autograd of the loss ops: forward computes the gradients, backward scales them."""
 
@@ -293,12 +304,7 @@ class _FusedKD(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.compiler.is_compiling():
-            if torch.is_grad_enabled():  # create_graph=True
-                raise checks.double_backward(ctx.function)
-            if ctx.is_spent:
-                raise checks.second_backward(ctx.function)
-            ctx.is_spent = True
+        refuse_further_backward(ctx)
         grads: list[Tensor | None] = [None, None]
         for needed, grad in zip(ctx.needs_input_grad[2:], ctx.saved_tensors, strict=False):
             if needed:
