@@ -282,31 +282,48 @@ def refuse_further_backward(ctx: Any, *, is_recomputed: bool = False) -> None:
     ctx.is_spent = not is_recomputed
 
 
+def _divides_late(students: Sequence[Tensor]) -> bool:
+    """Whether "mean" waits for the incoming gradient: float16 holds nothing below 6e-8.
+
+    So a loss scaler's factor meets gradients that are not yet divided by the number of tokens.
+    """
+    return any(tensor.dtype == torch.float16 for tensor in students)
+
+
 class _FusedKD(torch.autograd.Function):
     """Autograd of the loss ops: forward computes the gradients, backward scales them."""
 
     @staticmethod
     def forward(
         ctx: Any, rows: Rows, spec: LossSpec, student: Tensor, *student_hidden: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        hidden = replace(rows.hidden, student=student_hidden)
-        loss, kd, ce, hidden_error, grad_student, grad_hidden = run(
-            replace(rows, student=student, hidden=hidden),
+    ) -> tuple[Tensor, ...]:
+        rows = replace(rows, student=student, hidden=replace(rows.hidden, student=student_hidden))
+        denominator = None
+        if spec.reduction == "mean" and _divides_late((student, *student_hidden)):
+            denominator = rows.denominator(rows.counts())
+            spec = replace(spec, reduction="sum")
+        *outputs, grad_student, grad_hidden = run(
+            rows,
             spec,
             needs_grad_student=ctx.needs_input_grad[2],
             needs_grad_hidden=spec.hidden_weight != 0.0 and any(ctx.needs_input_grad[3:]),
         )
-        ctx.save_for_backward(grad_student, *grad_hidden)
-        ctx.mark_non_differentiable(kd, ce, hidden_error)
+        if denominator is not None:
+            outputs = [output / denominator for output in outputs]
+        ctx.save_for_backward(denominator, grad_student, *grad_hidden)
+        ctx.mark_non_differentiable(*outputs[1:])
         ctx.is_spent = False
         ctx.function = rows.tokens.function
-        return loss, kd, ce, hidden_error
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         refuse_further_backward(ctx)
+        denominator, *saved = ctx.saved_tensors
+        if denominator is not None:
+            grad_loss = grad_loss / denominator
         grads: list[Tensor | None] = [None, None]
-        for needed, grad in zip(ctx.needs_input_grad[2:], ctx.saved_tensors, strict=False):
+        for needed, grad in zip(ctx.needs_input_grad[2:], saved, strict=False):
             if needed:
                 torch.ops.mkd_fast.scale_(grad, grad_loss)
             grads.append(grad if needed else None)

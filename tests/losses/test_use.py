@@ -101,6 +101,25 @@ class TestLowPrecision:
         scaled = value_and_gradients(lambda z: of_logits(impl)(z) * scale, student)[1]
         assert_within_budget(scaled, exact, plain.half())
 
+    def test_a_scaled_mean_over_many_tokens_does_not_underflow(self, impl):
+        """Divided by 4,096 first, a fifth of its gradient would be less than float16 holds."""
+        student = normal(4096, 60, seed=0, dtype=torch.float16)
+        teacher = normal(4096, 60, seed=1, dtype=torch.float16)
+
+        def scaled(logits, impl="eager"):
+            loss = kd_loss(logits, teacher.to(logits.dtype), impl=impl).loss * 65536.0
+            return torch.autograd.grad(loss, logits)[0]
+
+        exact, plain = (
+            scaled(student.to(dtype).requires_grad_()) for dtype in (torch.float64, torch.float32)
+        )
+        actual = scaled(student.detach().requires_grad_(), impl)
+        is_small = exact.abs() < 6e-8 * 65536.0
+        assert is_small.float().mean() > 0.2
+        assert_within_budget(actual, exact, plain.half())
+        relative = (actual.double() - exact).abs() / exact.abs()
+        assert relative[is_small].median() < torch.finfo(torch.float16).eps
+
 
 @every_impl
 @pytest.mark.parametrize("use_reentrant", [False, True])
