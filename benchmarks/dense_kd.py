@@ -99,10 +99,10 @@ def make_inputs(shape: Shape, device: torch.device, seed: int) -> Inputs:
             shape.num_columns, (shape.num_rows,), generator=generator, device=device
         )
     if shape.num_layers:
-        size = (shape.num_rows, shape.num_positions, shape.width)
+        states = (shape.num_rows, shape.num_positions, shape.width)
         layers = range(shape.num_layers)
-        inputs.arguments["student_hidden"] = tuple(normal(*size).requires_grad_() for _ in layers)
-        inputs.arguments["teacher_hidden"] = tuple(normal(*size) for _ in layers)
+        inputs.arguments["student_hidden"] = tuple(normal(*states).requires_grad_() for _ in layers)
+        inputs.arguments["teacher_hidden"] = tuple(normal(*states) for _ in layers)
     return inputs
 
 

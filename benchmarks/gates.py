@@ -13,6 +13,7 @@ import triton
 
 from mkd_fast.benchmarks.results import write_rows
 from mkd_fast.kernels import gates
+from mkd_fast.kernels.gate_cases import CASES
 
 
 def write(reports: Iterable[gates.Report], folder: Path) -> Path:
@@ -29,7 +30,7 @@ def write(reports: Iterable[gates.Report], folder: Path) -> Path:
 
 def main() -> None:
     """Compile, and write."""
-    path = write(gates.reports(gates.CASES), Path("benchmarks/results/gates"))
+    path = write(gates.reports(CASES), Path("benchmarks/results/gates"))
     print(f"written: {path}")
 
 

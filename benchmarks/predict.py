@@ -21,6 +21,7 @@ from mkd_fast.benchmarks.roofline import PEAKS
 from mkd_fast.evaluate.tables import Table, TableRow
 from mkd_fast.kernels import dense_kd as dense_kernel
 from mkd_fast.kernels import sparse_kd as sparse_kernel
+from mkd_fast.kernels.plan import Traffic
 
 _ROWS_IN_FLIGHT = 2  # on a multiprocessor
 _NUM_ROWS = 8192
@@ -101,9 +102,7 @@ def work() -> Iterator[Work]:
         yield Work("hidden", matched.name, matched.num_bytes, 0, 0, 0)
 
 
-def _work(
-    op: str, case: str, requested: dense_kernel.Traffic, once_bytes: int, row_bytes: int
-) -> Work:
+def _work(op: str, case: str, requested: Traffic, once_bytes: int, row_bytes: int) -> Work:
     repeated = max(requested.num_bytes - once_bytes, 0)
     return Work(op, case, requested.num_bytes, repeated, row_bytes, requested.num_exponentials)
 

@@ -112,8 +112,10 @@ def plot(rows: Sequence[Row]) -> Figure:
     from matplotlib.figure import Figure
 
     cases = by_case(rows)
-    inked = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
-    with mpl.rc_context({**inked, "axes.edgecolor": _INK, "font.size": 9}):
+    inked: Any = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
+    )
+    with mpl.rc_context(inked | {"font.size": 9}):
         figure = Figure(figsize=(8.4, 1.5 + 0.5 * len(cases)), layout="constrained")
         axes = figure.add_subplot(xscale="log")
         _draw_bars(axes, list(cases.values()))
