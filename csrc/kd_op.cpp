@@ -122,6 +122,26 @@ Divergence divergence_of(const std::string& name, double beta) {
   STD_TORCH_CHECK(false, "kd_loss: divergence must be one of LossSpec's, got ", name, ".");
 }
 
+// What follows from the options alone.
+void read_options(const Options& options, KD& op) {
+  op.num_columns = options.vocab_size;
+  op.ignore_index = options.ignore_index;
+  op.divergence = divergence_of(options.divergence, options.beta);
+  op.alpha = options.alpha;
+  op.beta = options.beta;
+  const bool has_temperature = op.divergence != Divergence::kLogitMSE;
+  op.temperature = has_temperature ? options.temperature : 1.0;
+  op.teacher_temperature = has_temperature ? options.teacher_temperature : 1.0;
+  op.logit_scale = options.logit_scale;
+  op.teacher_logit_scale = options.teacher_logit_scale;
+  op.softcap = options.softcap;
+  op.teacher_softcap = options.teacher_softcap;
+  op.kd_scale = options.kd_scale;
+  op.kd_weight = options.kd_weight;
+  op.hidden_weight = options.hidden_weight;
+  op.hidden_is_cosine = options.hidden_distance == "cosine";
+}
+
 void clear_row(const KD& op, int64_t n) {
   if (op.grad.data) {
     __builtin_memset(op.grad.row(n), 0, op.num_grad_columns * op.grad.element_size());
@@ -250,27 +270,12 @@ Result run(KD op, Arguments arguments, RowsKernel kernel, SplitRowKernel split_r
   std::vector<Tensor> grad_hidden;
   const std::vector<HiddenLayer> layers = hidden_layers(arguments, grad_hidden);
   op.num_rows = student.size(0);
-  op.num_columns = options.vocab_size;
   op.num_grad_columns = student.size(1);
   op.student = matrix("student", student);
   op.labels = strided<int64_t>(arguments.labels);
   op.mask = strided<bool>(arguments.mask);
-  op.ignore_index = options.ignore_index;
-  op.divergence = divergence_of(options.divergence, options.beta);
-  op.alpha = options.alpha;
-  op.beta = options.beta;
-  const bool has_temperature = op.divergence != Divergence::kLogitMSE;
-  op.temperature = has_temperature ? options.temperature : 1.0;
-  op.teacher_temperature = has_temperature ? options.teacher_temperature : 1.0;
-  op.logit_scale = options.logit_scale;
-  op.teacher_logit_scale = options.teacher_logit_scale;
-  op.softcap = options.softcap;
-  op.teacher_softcap = options.teacher_softcap;
-  op.kd_scale = options.kd_scale;
-  op.kd_weight = options.kd_weight;
+  read_options(options, op);
   op.ce_weight = arguments.labels ? options.ce_weight : 0.0;
-  op.hidden_weight = options.hidden_weight;
-  op.hidden_is_cosine = options.hidden_distance == "cosine";
   op.layers = layers.data();
   op.num_layers = static_cast<int64_t>(layers.size());
   int64_t hidden_bytes = 0;
