@@ -187,13 +187,16 @@ void run_parts(int num_parts, void (*act)(const void* context, int part), const 
   });
 }
 
-// The terms of all rows. The last few, which would leave threads idle, are split between them.
+// The terms of all rows. The last few, which would leave threads idle, are split between them:
+// one after the other, so that only fewer rows than parts are done sooner than whole ones.
 std::vector<Terms> run_all_rows(const KD& op, RowsKernel kernel, SplitRowKernel split_row) {
   std::vector<Terms> terms(op.num_rows);
   const int64_t num_threads = torch::stable::get_num_threads();
   const int64_t num_parts = std::min(num_threads, op.num_columns / kSmallestPart);
-  const bool is_split = split_row && num_parts > 1 && op.num_rows < kRowsAThread * num_threads;
-  const int64_t num_whole = is_split ? op.num_rows / num_threads * num_threads : op.num_rows;
+  const int64_t num_left = op.num_rows % num_threads;
+  const bool is_split =
+      split_row && num_left < num_parts && op.num_rows < kRowsAThread * num_threads;
+  const int64_t num_whole = is_split ? op.num_rows - num_left : op.num_rows;
   if (num_whole > 0) run_rows(op, num_whole, kernel, terms.data());
   for (int64_t n = num_whole; n < op.num_rows; ++n) {
     if (op.counts(n)) {

@@ -77,3 +77,12 @@ def test_split_rows_are_within_the_error_budget(name):
     exact, plain = evaluate(arguments, torch.float64, "eager"), evaluate(arguments, F32, "eager")
     for what, value in actual.items():
         assert_within_budget(value, exact[what].double(), plain[what].to(value.dtype), what)
+
+
+@pytest.mark.parametrize("_threads", [3], indirect=True)
+def test_as_many_rows_as_parts_stay_whole():
+    arguments = case(2, 20_000)  # two parts: two rows in turn take no less than both at once
+    many = evaluate(arguments, None, "fused")
+    torch.set_num_threads(1)
+    for what, value in evaluate(arguments, None, "fused").items():
+        assert torch.equal(value, many[what]), what
