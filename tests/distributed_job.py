@@ -41,22 +41,29 @@ def gradients(model: nn.Module) -> list[Tensor]:
     return [grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in grads]
 
 
-def main(folder: Path, rank: int) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", store, rank=rank, world_size=NUM_PROCESSES)
+def work(folder: Path, rank: int) -> None:
+    """Write the gradients of a step; no model outlives the process group that it talks through."""
     part = ["first", "second"][rank]
     num_tokens = (LABELS[PARTS[part]] != -100).sum()
     dist.all_reduce(num_tokens)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (NUM_PROCESSES,))
     sharded = make_model()
     for layer in (sharded[0], sharded[2], sharded):
-        fully_shard(layer, mesh=dist.device_mesh.init_device_mesh("cpu", (NUM_PROCESSES,)))
+        fully_shard(layer, mesh=mesh)
     for name, model in {"ddp": DistributedDataParallel(make_model()), "fsdp2": sharded}.items():
         # both average the processes' gradients, so each divides by its share of the tokens
         step_loss(model, part, num_tokens / NUM_PROCESSES).backward()
         whole = gradients(model)
         if rank == 0:
             torch.save(whole, folder / f"{name}.pt")
+    dist.barrier()
+
+
+def main(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", store, rank=rank, world_size=NUM_PROCESSES)
+    work(folder, rank)
     dist.destroy_process_group()
 
 
