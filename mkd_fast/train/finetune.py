@@ -9,8 +9,8 @@ import torch
 
 from mkd_fast.data import LabelledText, tokenise
 from mkd_fast.files import read_json, write_json
+from mkd_fast.packaged import home_folder
 from mkd_fast.teacher.cache import fingerprint_model
-from mkd_fast.teacher.pretrained import models_folder
 from mkd_fast.train import models, progress
 from mkd_fast.train.config import Config
 from mkd_fast.train.loop import FitResult, fit
@@ -63,7 +63,7 @@ def finetuned_teacher(
         "seed": config.run.seed,
     }
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
-    teacher = FinetunedTeacher(models_folder().parent / "teachers" / f"{Path(model).name}-{key}")
+    teacher = FinetunedTeacher(home_folder() / "teachers" / f"{Path(model).name}-{key}")
     if teacher.folder.exists():
         progress.say(f"teacher: fine-tuned before, {teacher.folder}")
         return teacher
