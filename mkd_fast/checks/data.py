@@ -239,3 +239,13 @@ def no_common_intents(minimum: int) -> ValueError:
         "fewer",
         "Lower min_utterances or choose other languages.",
     )
+
+
+def unknown_text_language(language: str, known: Sequence[str]) -> ValueError:
+    """The package of the text has no such translation."""
+    return value_error(
+        "running_text",
+        f"languages must be among {', '.join(known)}",
+        repr(language),
+        nearest(language, known),
+    )
