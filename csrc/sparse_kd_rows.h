@@ -7,6 +7,7 @@
 
 #include "dense_kd_rows.h"
 #include "events.h"
+#include "labels.h"
 #include "sparse_teacher.h"
 
 namespace mkd::MKD_ISA {
@@ -84,14 +85,10 @@ class SparseRows {
   Blocks blocks;
   alignas(64) float block[kBlock];
   const bool is_sample = op.sparse.tail == Tail::kSampled || op.sparse.tail == Tail::kPacked;
-  const Label label = !op.labels              ? Label::kNone
-                      : op.temperature == 1.0 ? Label::kSame
-                      : op.temperature == 2.0 ? Label::kSquare
-                                              : Label::kOwn;
+  const Label label = label_of(op);
   const double kd_weight =
       op.row_weight * op.kd_weight * op.kd_scale * op.logit_scale / op.temperature;
-  const double label_weight =
-      label == Label::kNone ? 0.0 : op.row_weight * op.ce_weight * op.logit_scale;
+  const double label_weight = op.row_weight * op.ce_weight * op.logit_scale;
   const Transform transform{static_cast<float>(op.logit_scale), static_cast<float>(op.softcap)};
   // Whether what is outside may not be one event: p_v is positive there, or F(0, q) no multiple of
   // q.
@@ -122,16 +119,7 @@ class SparseRows {
         row.z_ce_outside *= ::exp(-rose);
       }
       exponentials[b].reference = reference_outside();
-      switch (label) {
-        case Label::kOwn:
-          add_block<Label::kOwn>(b);
-          break;
-        case Label::kSquare:
-          add_block<Label::kSquare>(b);
-          break;
-        default:
-          add_block<Label::kNone>(b);
-      }
+      with_known(label, [&](auto known) { add_block<known.value>(b); });
     }
   }
 

@@ -2,15 +2,11 @@
 // dense_kd.cpp explains them.
 #pragma once
 
-#include <type_traits>
-
 #include "block.h"
 #include "divergences.h"
+#include "labels.h"
 
 namespace mkd::MKD_ISA {
-
-// How exp(z_s) for the cross-entropy, which knows no temperature, comes from e_s.
-enum class Label { kNone, kSame, kSquare, kOwn };  // no label, T = 1, T = 2, any other T
 
 // One row on its way. s and t point to a block of scaled logits, student's and teacher's; the last
 // sweep leaves the gradient in s. A row of one block may hold e_s and e_t there instead, so that
@@ -46,11 +42,7 @@ class Sweeps {
   const Transform transform_s{static_cast<float>(op.logit_scale), static_cast<float>(op.softcap)};
   const Transform transform_t{static_cast<float>(op.teacher_logit_scale),
                               static_cast<float>(op.teacher_softcap)};
-  const Label label = !op.labels              ? Label::kNone
-                      : D::kOfLogits          ? Label::kOwn
-                      : op.temperature == 1.0 ? Label::kSame
-                      : op.temperature == 2.0 ? Label::kSquare
-                                              : Label::kOwn;
+  const Label label = op.labels && D::kOfLogits ? Label::kOwn : label_of(op);
 
   // What is subtracted from logits: their maximum, unless there is nothing above -inf.
   static float reference(float most) { return most == kNothing ? 0.0f : most; }
@@ -171,21 +163,6 @@ class Sweeps {
   static void each_block(int64_t begin, int64_t end, Act act) {
     for (int64_t first = begin; first < end; first += kBlock) {
       act(first, static_cast<int>(end - first < kBlock ? end - first : kBlock));
-    }
-  }
-
-  // act(label), as a constant.
-  template <class Act>
-  static void with_known(Label label, Act act) {
-    switch (label) {
-      case Label::kNone:
-        return act(std::integral_constant<Label, Label::kNone>());
-      case Label::kSame:
-        return act(std::integral_constant<Label, Label::kSame>());
-      case Label::kSquare:
-        return act(std::integral_constant<Label, Label::kSquare>());
-      case Label::kOwn:
-        return act(std::integral_constant<Label, Label::kOwn>());
     }
   }
 
