@@ -4,7 +4,7 @@ from typing import Any
 
 import hidden_cases
 import torch
-from dense_kd_input import BF16, F16, F32, case
+from dense_kd_input import BF16, COMMON_DIVERGENCES, F16, F32, case
 
 
 def padded_rows() -> dict[str, Any]:
@@ -81,13 +81,7 @@ ALPHA_BETAS = (
     (0.6, -0.3), (-0.3, 0.6), (-0.3, -0.2),
 )  # fmt: skip
 DIVERGENCES = {
-    "forward_kl": {"divergence": "forward_kl"},
-    "reverse_kl": {"divergence": "reverse_kl"},
-    "jeffreys": {"divergence": "jeffreys"},
-    "jsd": {"divergence": "jsd", "beta": 0.3},
-    "skew_forward_kl": {"divergence": "skew_forward_kl", "beta": 0.1},
-    "skew_reverse_kl": {"divergence": "skew_reverse_kl", "beta": 0.1},
-    "tvd": {"divergence": "tvd"},
+    **COMMON_DIVERGENCES,
     **{f"alpha_beta{pair}": alpha_beta(*pair) for pair in ALPHA_BETAS},
     "logit_mse": {"divergence": "logit_mse"},
 }

@@ -7,6 +7,17 @@ from torch import Tensor
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
+# Of every op's cases, which add their own of alpha_beta.
+COMMON_DIVERGENCES: dict[str, dict[str, Any]] = {
+    "forward_kl": {"divergence": "forward_kl"},
+    "reverse_kl": {"divergence": "reverse_kl"},
+    "jeffreys": {"divergence": "jeffreys"},
+    "jsd": {"divergence": "jsd", "beta": 0.3},
+    "skew_forward_kl": {"divergence": "skew_forward_kl", "beta": 0.1},
+    "skew_reverse_kl": {"divergence": "skew_reverse_kl", "beta": 0.1},
+    "tvd": {"divergence": "tvd"},
+}
+
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = F32, size: float = 3.0) -> Tensor:
     """Normal numbers; their standard deviation is ``size``."""

@@ -19,21 +19,26 @@ def int8(*shape: int, seed: int) -> Int8Hidden:
     return Int8Hidden(values, normal(*shape[:-1], seed=seed, size=0.02).abs() + 0.01)
 
 
-def with_hidden(
-    *shape: int,
-    dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32),
-    num_columns: int = 7,
-    **fields: Any,
+def hidden_states(
+    *shapes: tuple[int, ...], dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32)
 ) -> dict[str, Any]:
-    """Two matched layers of hidden states beside small logits; an int8 teacher has scales."""
-    arguments = case(shape[0], num_columns, hidden_weight=0.3, **fields)
+    """Arguments for a matched layer of each shape; an int8 teacher has scales."""
     student, teacher = dtypes
-    arguments["student_hidden"] = [normal(*shape, seed=s, dtype=student) for s in (3, 4)]
-    arguments["teacher_hidden"] = [
-        int8(*shape, seed=s) if teacher == torch.int8 else normal(*shape, seed=s, dtype=teacher)
-        for s in (5, 6)
-    ]
-    return arguments
+    return {
+        "hidden_weight": 0.3,
+        "student_hidden": [normal(*s, seed=3 + i, dtype=student) for i, s in enumerate(shapes)],
+        "teacher_hidden": [
+            int8(*s, seed=5 + i) if teacher == torch.int8 else normal(*s, seed=5 + i, dtype=teacher)
+            for i, s in enumerate(shapes)
+        ],
+    }
+
+
+def with_hidden(
+    *shape: int, dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32), **fields: Any
+) -> dict[str, Any]:
+    """Two matched layers of hidden states beside small logits."""
+    return case(shape[0], 7, **fields) | hidden_states(shape, shape, dtypes=dtypes)
 
 
 def changed(arguments: dict[str, Any], side: str, row: int, value: float) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import dataclasses
 from typing import Any
 
 import torch
-from dense_kd_input import BF16, F16, F32, normal
+from dense_kd_input import BF16, COMMON_DIVERGENCES, F16, F32, normal
+from hidden_cases import hidden_states
 from torch import Tensor
 
 from mkd_fast import PackedSampledTeacher, SampledTeacher, SparseTeacher
@@ -148,27 +149,14 @@ def in_wider_rows(tail: str) -> dict[str, Any]:
     return arguments | {"teacher": cut}
 
 
-def with_hidden(tail: str, **fields: Any) -> dict[str, Any]:
-    """Two matched layers of hidden states besides."""
-    arguments = case(6, 40, 4, tail, hidden_weight=0.3, **fields)
-    arguments["student_hidden"] = [normal(6, 33, seed=seed) for seed in (4, 5)]
-    arguments["teacher_hidden"] = [normal(6, 33, seed=seed) for seed in (6, 7)]
-    return arguments
-
-
-DIVERGENCES: dict[str, dict[str, Any]] = {
-    "forward_kl": {"divergence": "forward_kl"},
-    "reverse_kl": {"divergence": "reverse_kl"},
-    "jeffreys": {"divergence": "jeffreys"},
-    "jsd": {"divergence": "jsd", "beta": 0.3},
-    "skew_forward_kl": {"divergence": "skew_forward_kl", "beta": 0.1},
-    "skew_reverse_kl": {"divergence": "skew_reverse_kl", "beta": 0.1},
-    "tvd": {"divergence": "tvd"},
+DIVERGENCES = {
+    **COMMON_DIVERGENCES,
     "alpha_beta": {"divergence": "alpha_beta", "alpha_beta": (0.6, 0.3)},
 }
 ALPHA_BETAS = ((0.0, 0.0), (0.5, -0.5), (0.7, 0.0), (0.0, 0.7), (1.5, -0.4), (0.6, 0.4))
 KINDS = (*TAILS, "sampled", "packed")
 MASK = torch.tensor([True, False, True, True, False, True])
+HIDDEN = hidden_states((6, 33), (6, 33))
 
 # A case is named after the reason it exists.
 CASES: dict[str, dict[str, Any]] = {
@@ -233,7 +221,7 @@ CASES: dict[str, dict[str, Any]] = {
         for kind in KINDS
     },
     **{f"{kind}, 250,002 columns": case(2, 250_002, 64, kind) for kind in KINDS},
-    **{f"{kind}, hidden states": with_hidden(kind) for kind in KINDS},
+    **{f"{kind}, hidden states": case(6, 40, 4, kind) | HIDDEN for kind in KINDS},
     **{f"{tail}, one-hot teacher": one_hot_teacher(tail) for tail in TAILS},
     **{f"{tail}, nothing kept in a row": nothing_kept_in_a_row(tail) for tail in TAILS},
     **{f"{tail}, kept probabilities sum to more than 1": too_much_mass(tail) for tail in TAILS},
@@ -260,5 +248,5 @@ CASES: dict[str, dict[str, Any]] = {
     "mean over a mask": case(6, 77, 5, mask=MASK, has_labels=False, reduction="mean"),
     "nothing counts": case(6, 77, 5, mask=torch.zeros(6, dtype=torch.bool), reduction="mean"),
     "no rows": case(0, 77, 5, reduction="mean"),
-    "hidden states, masked tokens": with_hidden("bucket", mask=MASK),
+    "hidden states, masked tokens": case(6, 40, 4, mask=MASK) | HIDDEN,
 }

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from budget import assert_within_budget
 from dense_kd_input import BF16, F32, case
+from kd_evaluation import assert_all_within_budget, evaluate, exact_and_plain
 
-from mkd_fast import kd_loss
 from mkd_fast.losses import ops
 
 pytestmark = pytest.mark.skipif(
@@ -59,30 +58,16 @@ def _threads(request):
     torch.set_num_threads(before)
 
 
-def evaluate(arguments, dtype, impl):
-    sides = {
-        side: arguments[side] if dtype is None else arguments[side].to(dtype)
-        for side in ("student_logits", "teacher")
-    }
-    student = sides["student_logits"].detach().requires_grad_()
-    out = kd_loss(**(arguments | sides | {"student_logits": student}), impl=impl)
-    (gradient,) = torch.autograd.grad(out.loss.sum(), student)
-    return {"loss": out.loss.detach(), "kd": out.kd, "ce": out.ce, "gradient": gradient}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_split_rows_are_within_the_error_budget(name):
     arguments = CASES[name]
-    actual = evaluate(arguments, None, "fused")
-    exact, plain = evaluate(arguments, torch.float64, "eager"), evaluate(arguments, F32, "eager")
-    for what, value in actual.items():
-        assert_within_budget(value, exact[what].double(), plain[what].to(value.dtype), what)
+    assert_all_within_budget(evaluate(arguments, "fused"), *exact_and_plain(arguments))
 
 
 @pytest.mark.parametrize("_threads", [3], indirect=True)
 def test_as_many_rows_as_parts_stay_whole():
     arguments = case(2, 20_000)  # two parts: two rows in turn take no less than both at once
-    many = evaluate(arguments, None, "fused")
+    many = evaluate(arguments, "fused")
     torch.set_num_threads(1)
-    for what, value in evaluate(arguments, None, "fused").items():
+    for what, value in evaluate(arguments, "fused").items():
         assert torch.equal(value, many[what]), what

@@ -4,16 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from budget import assert_within_budget
-from dense_kd_input import BF16, F16, F32, case, normal
+from dense_kd_input import BF16, COMMON_DIVERGENCES, F16, F32, case, normal
+from hidden_cases import hidden_states
+from kd_evaluation import GRADIENT, assert_all_within_budget, evaluate, exact_and_plain
 from torch import Tensor
 
-from mkd_fast import kd_loss
 from mkd_fast.kernels.dense_kd import traffic
 from mkd_fast.losses import rows
 
 INF = float("inf")
-WITH_GRADIENT = ("student_logits", "student_hidden")
 
 # Widths and the kernel they take: 60 tile; 1031 rows, off the 16-byte units; 9000 rows, on them.
 TILE, SHIFTED, WHOLE = 60, 1031, 9000
@@ -23,19 +22,6 @@ def changed(arguments: dict[str, Any], **values: Any) -> dict[str, Any]:
     """Arguments of which columns are overwritten: side=(columns, value)."""
     for side, (columns, value) in values.items():
         arguments[side][:, columns] = value
-    return arguments
-
-
-def with_hidden(
-    *shape: int, widths: tuple[int, int], dtypes: tuple[torch.dtype, torch.dtype], **fields: Any
-) -> dict[str, Any]:
-    """Two matched layers of hidden states beside 60 columns of logits."""
-    arguments = case(shape[0], TILE, hidden_weight=0.3, **fields)
-    for side, seed in (("student_hidden", 3), ("teacher_hidden", 5)):
-        arguments[side] = [
-            normal(*shape, width, seed=seed + layer, dtype=dtypes[seed == 5])
-            for layer, width in enumerate(widths)
-        ]
     return arguments
 
 
@@ -61,13 +47,7 @@ def strided(num_columns: int, *num_extra: int) -> dict[str, Any]:
 
 # Every formula of pointwise.py, and the ends and limits that are resolved before the launch.
 DIVERGENCES: dict[str, dict[str, Any]] = {
-    "forward_kl": {},
-    "reverse_kl": {"divergence": "reverse_kl"},
-    "jeffreys": {"divergence": "jeffreys"},
-    "jsd": {"divergence": "jsd", "beta": 0.3},
-    "skew_forward_kl": {"divergence": "skew_forward_kl", "beta": 0.1},
-    "skew_reverse_kl": {"divergence": "skew_reverse_kl", "beta": 0.1},
-    "tvd": {"divergence": "tvd"},
+    **COMMON_DIVERGENCES,
     "logit_mse": {"divergence": "logit_mse"},
 } | {
     f"alpha_beta{pair}": {"divergence": "alpha_beta", "alpha_beta": pair}
@@ -142,7 +122,8 @@ CASES: dict[str, dict[str, Any]] = {
     "teacher capped alone, rows": case(4, SHIFTED, teacher_softcap=5.0),
     "two softcaps, bf16": case(5, TILE, softcap=5.0, teacher_softcap=30.0, dtypes=(BF16, BF16)),
     "logits far below the cap": case(9, TILE, softcap=30.0, size=0.1),
-    "logits far above the cap": case(5, TILE, softcap=5.0, size=1e4),
+    # many rows: of the little gradient that is left, a few rows' largest error is a matter of luck
+    "logits far above the cap": case(50, TILE, softcap=5.0, size=1e4),
     "capped, both without some columns": both_without_some_columns(TILE, softcap=5.0),
     # weights
     "labels only to ignore": case(3, TILE, ce_weight=0.0),
@@ -198,78 +179,31 @@ CASES: dict[str, dict[str, Any]] = {
     "nothing counts": case(2, SHIFTED, reduction="mean", mask=torch.zeros(2, dtype=torch.bool)),
     "no rows": case(0, TILE, reduction="mean"),
     # hidden states
-    "hidden, token by token": with_hidden(7, widths=(40, 40), dtypes=(F32, F32)),
-    "hidden, a mean": with_hidden(5, 3, widths=(40, 200), dtypes=(F32, F32), reduction="mean"),
-    "hidden, masked positions": with_hidden(
+    "hidden, token by token": case(7, TILE) | hidden_states((7, 40), (7, 40)),
+    "hidden, a mean": case(5, TILE, reduction="mean") | hidden_states((5, 3, 40), (5, 3, 200)),
+    "hidden, masked positions": case(
         3,
-        4,
-        widths=(33, 16),
-        dtypes=(BF16, F32),
+        TILE,
         reduction="mean",
         hidden_mask=torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.bool),
-    ),
-    "hidden, more positions than a program takes": with_hidden(
-        2, 50, widths=(8, 24), dtypes=(F16, BF16), hidden_mask=torch.arange(100).view(2, 50) % 3 > 0
-    ),
+    )
+    | hidden_states((3, 4, 33), (3, 4, 16), dtypes=(BF16, F32)),
+    "hidden, more positions than a program takes": case(
+        2, TILE, hidden_mask=torch.arange(100).view(2, 50) % 3 > 0
+    )
+    | hidden_states((2, 50, 8), (2, 50, 24), dtypes=(F16, BF16)),
 }
-
-
-def converted(value: Any, device: str, dtype: torch.dtype | None = None) -> Any:
-    if isinstance(value, list):
-        return [converted(item, device, dtype) for item in value]
-    if not isinstance(value, Tensor):
-        return value
-    if not value.is_floating_point() or dtype is None:
-        return value.to(device)
-    return value.to(device, dtype)
-
-
-def run(
-    arguments: dict[str, Any], impl: str, device: str, dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Values and gradients; an incoming gradient that differs from token to token."""
-    arguments = {name: converted(value, device, dtype) for name, value in arguments.items()}
-    leaves = {}
-    for name in WITH_GRADIENT:
-        for index, tensor in enumerate(_as_list(arguments.get(name))):
-            leaves[f"{name}[{index}]"] = tensor.requires_grad_()
-    out = kd_loss(**arguments, impl=impl)
-    weights = torch.linspace(0.5, 2.0, max(out.loss.numel(), 1), device=device)
-    (out.loss.flatten() * weights[: out.loss.numel()].to(out.loss.dtype)).sum().backward()
-    values = {name: getattr(out, name).detach() for name in ("loss", "kd", "ce", "hidden")}
-    return values | {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
-
-
-def _as_list(value: Any) -> list[Tensor]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def copied(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Fresh leaves with the same strides, so that cases do not see each other's gradients."""
-
-    def copy(value: Any) -> Any:
-        if isinstance(value, list):
-            return [copy(item) for item in value]
-        return value.detach() if isinstance(value, Tensor) else value
-
-    return {name: copy(value) for name, value in arguments.items()}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient_are_within_budget_of_float64(name: str, device: str) -> None:
-    arguments = CASES[name]
-    actual = run(copied(arguments), "fused", device)
-    exact = run(copied(arguments), "eager", device, torch.float64)
-    plain = run(copied(arguments), "eager", device, F32)
-    for what, value in actual.items():
-        assert_within_budget(value, exact[what], plain[what].to(value.dtype), f"{name}: {what}")
+    actual = evaluate(CASES[name], "fused", device)
+    assert_all_within_budget(actual, *exact_and_plain(CASES[name], device))
 
 
 def loss_of(device: str, **arguments: Any) -> tuple[Tensor, Tensor]:
-    student = arguments.pop("student_logits").to(device).requires_grad_()
-    arguments = {name: converted(value, device) for name, value in arguments.items()}
-    out = kd_loss(student, **arguments, impl="fused")
-    return out.loss.detach(), torch.autograd.grad(out.loss.sum(), student)[0]
+    out = evaluate(arguments, "fused", device)
+    return out["loss"], out[GRADIENT]
 
 
 @pytest.mark.parametrize("num_columns", [TILE, SHIFTED])
@@ -334,8 +268,8 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
 
 
 def test_the_same_input_gives_the_same_bits(device: str) -> None:
-    arguments = with_hidden(9, 3, widths=(40, 24), dtypes=(F32, F32), reduction="mean")
-    first, second = (run(copied(arguments), "fused", device) for _ in range(2))
+    arguments = case(9, TILE, reduction="mean") | hidden_states((9, 3, 40), (9, 3, 24))
+    first, second = (evaluate(arguments, "fused", device) for _ in range(2))
     for what, value in first.items():
         assert torch.equal(value, second[what]), what
 

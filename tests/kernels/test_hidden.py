@@ -1,53 +1,22 @@
 """The hidden-state term of the Triton kernels against float64: on a GPU, else interpreted."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from budget import assert_within_budget
 from dense_kd_input import BF16, F16, F32, normal
 from hidden_cases import CASES, int8
+from kd_evaluation import assert_all_within_budget, evaluate, exact_and_plain
 from torch import Tensor
 
 from mkd_fast import Int8Hidden, hidden_loss, kd_loss
 from mkd_fast.kernels.arguments import Inputs
 
 
-def converted(value: Any, device: str, dtype: torch.dtype | None) -> Any:
-    """Arguments on the device, those in floating point in another dtype if one is given."""
-    if isinstance(value, list):
-        return [converted(item, device, dtype) for item in value]
-    if isinstance(value, Int8Hidden):
-        return replace(value, values=value.values.to(device), scale=value.scale.to(device))
-    if not isinstance(value, Tensor):
-        return value
-    return value.detach().to(device, dtype if value.is_floating_point() else None)
-
-
-def run(
-    arguments: dict[str, Any], impl: str, device: str, dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Values, and the gradients of hidden states."""
-    arguments = {name: converted(value, device, dtype) for name, value in arguments.items()}
-    leaves = [arguments["student_logits"], *arguments["student_hidden"]]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    out = kd_loss(**arguments, impl=impl)
-    gradients = torch.autograd.grad(out.loss.sum(), leaves, materialize_grads=True)
-    values = {"loss": out.loss.detach(), "hidden": out.hidden}
-    return values | {f"gradient {leaf}": grad for leaf, grad in enumerate(gradients)}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient_are_within_budget_of_float64(name: str, device: str) -> None:
-    actual = run(CASES[name], "fused", device)
-    exact = run(CASES[name], "eager", device, torch.float64)
-    plain = run(CASES[name], "eager", device, F32)
-    for what, value in actual.items():
-        assert_within_budget(
-            value, exact[what].double(), plain[what].to(value.dtype), f"{name}: {what}"
-        )
+    actual = evaluate(CASES[name], "fused", device)
+    assert_all_within_budget(actual, *exact_and_plain(CASES[name], device))
 
 
 @pytest.mark.parametrize("distance", ["mse", "cosine"])

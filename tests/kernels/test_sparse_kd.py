@@ -5,10 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from budget import assert_within_budget
-from dense_kd_input import BF16, F16, F32, normal
-from kd_evaluation import converted, run
-from sparse_kd_cases import case
+from dense_kd_input import BF16, F16, F32
+from hidden_cases import hidden_states
+from kd_evaluation import (
+    GRADIENT,
+    assert_all_within_budget,
+    converted,
+    evaluate,
+    exact_and_plain,
+)
+from sparse_kd_cases import DIVERGENCES, case
 
 from mkd_fast import SampledTeacher, SparseTeacher, kd_loss
 from mkd_fast.kernels.sparse_kd import traffic
@@ -57,30 +63,13 @@ def strided(tail: str) -> dict[str, Any]:
     return arguments | {"teacher": replace(teacher, **cut)}
 
 
-def with_hidden(tail: str, **fields: Any) -> dict[str, Any]:
-    """Two matched layers of hidden states beside the logits."""
-    arguments = case(3, SHORT, 4, tail, hidden_weight=0.3, **fields)
-    arguments["student_hidden"] = [normal(3, 2, width, seed=width) for width in (40, 24)]
-    arguments["teacher_hidden"] = [normal(3, 2, width, seed=-width) for width in (40, 24)]
-    return arguments
-
-
-DIVERGENCES: dict[str, dict[str, Any]] = {
-    "forward_kl": {"divergence": "forward_kl"},
-    "reverse_kl": {"divergence": "reverse_kl"},
-    "jeffreys": {"divergence": "jeffreys"},
-    "jsd": {"divergence": "jsd", "beta": 0.3},
-    "skew_forward_kl": {"divergence": "skew_forward_kl", "beta": 0.1},
-    "skew_reverse_kl": {"divergence": "skew_reverse_kl", "beta": 0.1},
-    "tvd": {"divergence": "tvd"},
-    "alpha_beta": {"divergence": "alpha_beta", "alpha_beta": (0.4, 0.5)},
-}
 FINITE_WITHOUT_TAIL = (
     "forward_kl",
     "jsd",
 )  # though the student has mass where the teacher has none
 KINDS = ("bucket", "renormalize", "drop", "sampled", "packed")
 MASK = torch.tensor([True, False, True, True])
+HIDDEN = hidden_states((3, 2, 40), (3, 2, 24))
 # A case is named after the reason it exists.
 CASES: dict[str, dict[str, Any]] = {
     **{f"bucket, {name}": case(4, SHORT, 5, **fields) for name, fields in DIVERGENCES.items()},
@@ -148,19 +137,15 @@ CASES: dict[str, dict[str, Any]] = {
     "nothing counts": case(4, SHORT, 5, reduction="mean", mask=torch.zeros_like(MASK)),
     "no rows": case(0, SHORT, 5, reduction="mean"),
     # hidden states
-    "hidden states": with_hidden("bucket"),
-    "hidden states, packed, a mean": with_hidden("packed", reduction="mean"),
+    "hidden states": case(3, SHORT, 4) | HIDDEN,
+    "hidden states, packed, a mean": case(3, SHORT, 4, "packed", reduction="mean") | HIDDEN,
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient_are_within_budget_of_float64(name: str, device: str) -> None:
-    arguments = CASES[name]
-    actual = run(arguments, "fused", device)
-    exact = run(arguments, "eager", device, torch.float64)
-    plain = run(arguments, "eager", device, F32)
-    for what, value in actual.items():
-        assert_within_budget(value, exact[what], plain[what].to(value.dtype), f"{name}: {what}")
+    actual = evaluate(CASES[name], "fused", device)
+    assert_all_within_budget(actual, *exact_and_plain(CASES[name], device))
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "jeffreys"])
@@ -179,12 +164,12 @@ def test_an_id_that_names_no_column_makes_its_token_nan_and_writes_nowhere_else(
 ) -> None:
     monkeypatch.setattr(rows, "_check_ids", lambda _: None)  # as where ids lie on a device
     arguments = case(3, SHORT, 5, kind, has_labels=False, id_dtype=torch.int64)
-    expected = run(arguments, "fused", device)
+    expected = evaluate(arguments, "fused", device)
     arguments["teacher"].ids[1, 2] = 2**40
-    actual = run(arguments, "fused", device)
+    actual = evaluate(arguments, "fused", device)
     assert actual["loss"].isnan().tolist() == [False, True, False]
     for row in (0, 2):
-        for what in ("loss", "gradient of student_logits[0]"):
+        for what in ("loss", GRADIENT):
             assert torch.equal(actual[what][row], expected[what][row])
 
 
@@ -194,9 +179,9 @@ def test_nan_reaches_the_loss_of_its_token_alone(part: str, device: str) -> None
     holder = arguments["teacher"]
     tensor = arguments[part] if part == "student_logits" else getattr(holder, part)
     tensor[1] = float("nan")
-    result = run(arguments, "fused", device)
+    result = evaluate(arguments, "fused", device)
     assert result["loss"].isnan().tolist() == [False, True, False]
-    assert result["gradient of student_logits[0]"][[0, 2]].isfinite().all()
+    assert result[GRADIENT][[0, 2]].isfinite().all()
 
 
 def test_tokens_that_do_not_count_may_hold_anything(device: str) -> None:
@@ -204,9 +189,9 @@ def test_tokens_that_do_not_count_may_hold_anything(device: str) -> None:
     arguments["student_logits"][2] = float("nan")
     arguments["teacher"].logits[2] = float("nan")
     arguments["teacher"].ids[2] = 2**31 - 1
-    result = run(arguments, "fused", device)
+    result = evaluate(arguments, "fused", device)
     assert result["loss"][2] == 0.0
-    assert (result["gradient of student_logits[0]"][2] == 0.0).all()
+    assert (result[GRADIENT][2] == 0.0).all()
     assert result["loss"][:2].isfinite().all()
 
 
@@ -215,11 +200,11 @@ def test_an_empty_slot_may_hold_anything(kind: str, device: str) -> None:
     arguments = case(2, SHORT, 5, kind)
     teacher = arguments["teacher"]
     assert isinstance(teacher, SparseTeacher | SampledTeacher)
-    expected = run(arguments, "fused", device)
+    expected = evaluate(arguments, "fused", device)
     values = (teacher.logits if isinstance(teacher, SparseTeacher) else teacher.weights).clone()
     values[teacher.ids < 0] = float("nan")
     name = "logits" if kind == "bucket" else "weights"
-    actual = run(arguments | {"teacher": replace(teacher, **{name: values})}, "fused", device)
+    actual = evaluate(arguments | {"teacher": replace(teacher, **{name: values})}, "fused", device)
     assert (teacher.ids < 0).any()
     assert torch.equal(actual["loss"], expected["loss"])
 
@@ -228,7 +213,7 @@ def test_value_without_gradient(device: str) -> None:
     arguments = {n: converted(v, device) for n, v in case(3, SHIFTED, 5, temperature=2.0).items()}
     with torch.no_grad():
         value = kd_loss(**arguments, impl="fused").loss
-    assert torch.equal(value, run(arguments, "fused", device)["loss"])
+    assert torch.equal(value, evaluate(arguments, "fused", device)["loss"])
 
 
 @pytest.mark.parametrize(
@@ -247,8 +232,8 @@ def test_what_has_no_kernel_is_named(
 
 
 def test_the_same_input_gives_the_same_bits(device: str) -> None:
-    arguments = with_hidden("bucket", reduction="mean")
-    first, second = (run(arguments, "fused", device) for _ in range(2))
+    arguments = case(3, SHORT, 4, reduction="mean") | HIDDEN
+    first, second = (evaluate(arguments, "fused", device) for _ in range(2))
     for what, value in first.items():
         assert torch.equal(value, second[what]), what
 

@@ -1,0 +1,93 @@
+"""Every case of the loss ops under every instruction set of this machine, against float64.
+
+A process chooses its instruction set once, so this module runs itself as a script, which writes
+what the fused path returns for all cases.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dense_kd_cases
+import pytest
+import sparse_kd_cases
+import torch
+from dense_kd_input import F32
+from kd_evaluation import GRADIENT, Case, assert_all_within_budget, evaluate, exact_and_plain
+
+from mkd_fast.losses import ops
+
+pytestmark = pytest.mark.skipif(
+    ops.missing_kernels("cpu") is not None, reason=str(ops.missing_kernels("cpu"))
+)
+
+CASES: dict[str, Case] = {
+    f"{op}: {name}": arguments
+    for op, cases in (("dense_kd", dense_kd_cases.CASES), ("sparse_kd", sparse_kd_cases.CASES))
+    for name, arguments in cases.items()
+}
+
+
+def available_capabilities() -> list[str]:
+    """Names of the instruction sets that this machine has, the plainest first."""
+    best = torch.ops.mkd_fast.cpu_capability() if not ops.missing_kernels("cpu") else "plain"
+    known = ["plain", "avx2", "avx512"]
+    return known[: known.index(best) + 1]
+
+
+def run_with(capability: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this module as a script under an instruction set."""
+    tests = str(Path(__file__).parents[1])  # where it imports from
+    environment = os.environ | {"MKD_FAST_CPU_CAPABILITY": capability, "PYTHONPATH": tests}
+    command = [sys.executable, __file__, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each instruction set returns for every case."""
+    folder = tmp_path_factory.mktemp("results")
+
+    @functools.cache
+    def of(capability):
+        path = folder / f"{capability}.pt"
+        finished = run_with(capability, str(path))
+        assert finished.returncode == 0, finished.stderr
+        return torch.load(path)
+
+    return of
+
+
+@functools.cache
+def judges(name):
+    return exact_and_plain(CASES[name])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("capability", available_capabilities())
+def test_within_the_error_budget(results, capability, name):
+    assert_all_within_budget(results(capability)[name], *judges(name))
+
+
+@pytest.mark.parametrize("capability", available_capabilities())
+@pytest.mark.parametrize("divergence", dense_kd_cases.DIVERGENCES)
+def test_gradient_rows_sum_to_zero(results, capability, divergence):
+    name = f"dense_kd: {divergence} over several blocks"
+    grad, plain = results(capability)[name][GRADIENT].double(), judges(name)[1][GRADIENT].double()
+    rounding = torch.finfo(F32).eps * grad.abs().sum(-1).max()
+    assert grad.sum(-1).abs().max() <= 2 * plain.sum(-1).abs().max() + rounding
+
+
+def test_unknown_capability_is_refused():
+    finished = run_with("avx9000")
+    assert finished.returncode != 0
+    assert "MKD_FAST_CPU_CAPABILITY must be one that this machine has" in finished.stderr
+    assert "got avx9000. Unset it for the best one." in finished.stderr
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    fused = {name: evaluate(arguments, "fused") for name, arguments in CASES.items()}
+    torch.save(fused, Path(sys.argv[1]))
