@@ -68,15 +68,15 @@ _library.define(
 _library.define("scale_(Tensor(a!) grad, Tensor scale) -> ()")
 
 
-def _results_of(
+def _loss_fake(
     student: Tensor,
-    student_hidden: Sequence[Tensor],
-    *,
+    *tensors: Any,
     reduction: str,
     needs_grad_student: bool,
     needs_grad_hidden: bool,
     **_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    student_hidden = tensors[-4]  # what comes before the labels is each op's own
     shape = (student.shape[0],) if reduction == "none" else ()
     loss, kd, ce, hidden = (student.new_empty(shape, dtype=torch.float32) for _ in range(4))
     grad_student = student.new_empty(student.shape if needs_grad_student else (0,))
@@ -84,34 +84,8 @@ def _results_of(
     return loss, kd, ce, hidden, grad_student, grad_hidden
 
 
-@torch.library.register_fake("mkd_fast::dense_kd", lib=_library)  # type: ignore[untyped-decorator]
-def _dense_kd_fake(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    mask: Tensor | None,
-    num_tokens: Tensor | None,
-    student_hidden: Sequence[Tensor],
-    *_: Any,
-    **options: Any,
-) -> Any:
-    return _results_of(student, student_hidden, **options)
-
-
-@torch.library.register_fake("mkd_fast::sparse_kd", lib=_library)  # type: ignore[untyped-decorator]
-def _sparse_kd_fake(
-    student: Tensor,
-    ids: Tensor,
-    values: Tensor | None,
-    log_z: Tensor | None,
-    labels: Tensor | None,
-    mask: Tensor | None,
-    num_tokens: Tensor | None,
-    student_hidden: Sequence[Tensor],
-    *_: Any,
-    **options: Any,
-) -> Any:
-    return _results_of(student, student_hidden, **options)
+torch.library.register_fake("mkd_fast::dense_kd", _loss_fake, lib=_library)
+torch.library.register_fake("mkd_fast::sparse_kd", _loss_fake, lib=_library)
 
 
 @torch.library.register_fake("mkd_fast::scale_", lib=_library)  # type: ignore[untyped-decorator]
