@@ -94,9 +94,9 @@ def measure(case: Case, device: torch.device, limit: StreamingLimit, effort: Eff
     inputs = case.make_inputs(0)
     verdicts = judge(case, case.judged_inputs() if case.judged_inputs else inputs)
     refused = {name: verdict.refused for name, verdict in verdicts.items() if verdict.refused}
-    measurement = Measurement(case, (), refused)
-    if measurement.is_ours_wrong:
-        return measurement
+    ours = next(iter(case.variants))
+    if ours in refused:
+        return Measurement(case, (), refused)
     runs = {name: run for name, run in case.variants.items() if name not in refused}
     runs.update(case.yardsticks)
     extra_bytes = {}
@@ -108,8 +108,8 @@ def measure(case: Case, device: torch.device, limit: StreamingLimit, effort: Eff
         except torch.OutOfMemoryError:
             refused[name] = "out of memory"
     runs = {name: run for name, run in runs.items() if name in extra_bytes}
-    if next(iter(case.variants)) not in runs:  # ours ran out of memory
-        return measurement
+    if ours in refused:
+        return Measurement(case, (), refused)
     num_calls = effort.max_rounds * len(runs)
     num_sets = min(num_calls, 2 + 2 * last_cache_bytes(device) // inputs.num_bytes)
     input_sets = itertools.cycle([inputs, *map(case.make_inputs, range(1, num_sets))])
