@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from mkd_fast.benchmarks.inputs import Inputs, Run
 
 STREAM = "stream"
@@ -14,6 +16,14 @@ class Budget:
 
     rival: str
     at_least: float
+
+
+ON_GPU = (Budget("torch.compile", 1.0), Budget("eager", 1.0), Budget(STREAM, 0.85))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As the names of cases have it."""
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mkd_fast import kd_loss
 from mkd_fast.benchmarks import formulas, published
-from mkd_fast.benchmarks.case import STREAM, Budget, Case
+from mkd_fast.benchmarks.case import ON_GPU, STREAM, Budget, Case, dtype_name
 from mkd_fast.benchmarks.formulas import CE_WEIGHT, TEMPERATURE
 from mkd_fast.benchmarks.inputs import Inputs, by_rows, exact, with_gradients
 from mkd_fast.benchmarks.roofline import rows_that_fit
@@ -22,7 +22,6 @@ from mkd_fast.losses.loss import Impl
 
 _LARGE_VOCABULARY = (Budget("torch.compile", 4.0), Budget("eager", 12.0), Budget(STREAM, 0.5))
 _FEW_COLUMNS = (Budget("torch.compile", 3.0),)
-ON_GPU = (Budget("torch.compile", 1.0), Budget("eager", 1.0), Budget(STREAM, 0.85))
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,9 @@ class Shape:
     def name(self) -> str:
         """Unique among the cases."""
         kind = "jsd, " if self.divergence == "jsd" else ""
-        dtype = str(self.dtype).removeprefix("torch.")
         num_positions = self.num_rows * self.num_positions
         hidden = f" + {self.num_layers} x {num_positions} x {self.width}"
-        logits = f"{kind}{dtype} {self.num_rows} x {self.num_columns}"
+        logits = f"{kind}{dtype_name(self.dtype)} {self.num_rows} x {self.num_columns}"
         return logits + hidden * bool(self.num_layers)
 
     @property

@@ -86,9 +86,8 @@ def linear_kd(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``dense_kd`` of logits that are made, whole, from last hidden states and heads."""
-    with torch.no_grad():
-        teacher = functional.linear(teacher_hidden, teacher_weight)
-    return dense_kd(functional.linear(hidden, weight), teacher, labels, dtype=dtype)
+    student, teacher = _logits(hidden, weight, teacher_hidden, teacher_weight)
+    return dense_kd(student, teacher, labels, dtype=dtype)
 
 
 def linear_jsd(
@@ -99,9 +98,16 @@ def linear_jsd(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``jsd`` of logits that are made whole."""
+    student, teacher = _logits(hidden, weight, teacher_hidden, teacher_weight)
+    return jsd(student, teacher, dtype=dtype)
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor
+) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         teacher = functional.linear(teacher_hidden, teacher_weight)
-    return jsd(functional.linear(hidden, weight), teacher, dtype=dtype)
+    return functional.linear(hidden, weight), teacher
 
 
 def linear_sparse_kd(

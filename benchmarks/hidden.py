@@ -11,11 +11,10 @@ from torch import Tensor
 
 from mkd_fast import Int8Hidden, hidden_loss
 from mkd_fast.benchmarks import formulas
-from mkd_fast.benchmarks.case import STREAM, Budget, Case
+from mkd_fast.benchmarks.case import ON_GPU, Case, dtype_name
 from mkd_fast.benchmarks.inputs import Inputs, by_rows, exact, with_gradients
 from mkd_fast.losses.loss import Impl
 
-_ON_GPU = (Budget("torch.compile", 1.0), Budget("eager", 1.0), Budget(STREAM, 0.85))
 _INT8_STEP = 3.0 / 127
 
 
@@ -37,8 +36,8 @@ class Shape:
     def name(self) -> str:
         """Unique among the cases."""
         teacher = ", int8 teacher" if self.is_int8 else ""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype} {self.num_layers} x {self.num_tokens} x {self.width}{teacher}"
+        layers = f"{self.num_layers} x {self.num_tokens} x {self.width}"
+        return f"{dtype_name(self.dtype)} {layers}{teacher}"
 
     @property
     def num_bytes(self) -> int:
@@ -110,7 +109,7 @@ def make_case(shape: Shape, device: torch.device) -> Case:
             "torch.compile": with_gradients(formulas.compiled(formulas.hidden)),
         },
         num_bytes=shape.num_bytes,
-        budgets=_ON_GPU if device.type == "cuda" else (),
+        budgets=ON_GPU if device.type == "cuda" else (),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mkd_fast import SparseTeacher, TeacherHead, linear_kd_loss
 from mkd_fast.benchmarks import formulas, published
-from mkd_fast.benchmarks.case import Budget, Case
+from mkd_fast.benchmarks.case import Budget, Case, dtype_name
 from mkd_fast.benchmarks.formulas import CE_WEIGHT, TEMPERATURE
 from mkd_fast.benchmarks.inputs import Inputs, Outputs, exact, with_gradients
 from mkd_fast.losses.loss import Impl
@@ -48,10 +48,9 @@ class Shape:
     def name(self) -> str:
         """Unique among the cases."""
         kind = "jsd, " if self.divergence == "jsd" else ""
-        dtype = str(self.dtype).removeprefix("torch.")
         teacher = "teacher's head" if self.teacher == "head" else f"K {_NUM_KEPT}"
         shape = f"{self.num_tokens} x {self.width} -> {self.num_columns}"
-        return f"{kind}{dtype} {shape}, {teacher}"
+        return f"{kind}{dtype_name(self.dtype)} {shape}, {teacher}"
 
     @property
     def num_bytes(self) -> int:

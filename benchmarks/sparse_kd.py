@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mkd_fast import SparseTeacher, kd_loss
 from mkd_fast.benchmarks import dense_kd, formulas
-from mkd_fast.benchmarks.case import STREAM, Budget, Case
+from mkd_fast.benchmarks.case import ON_GPU, Budget, Case, dtype_name
 from mkd_fast.benchmarks.formulas import CE_WEIGHT, TEMPERATURE
 from mkd_fast.benchmarks.inputs import Inputs, Run, by_rows, exact, with_gradients
 from mkd_fast.benchmarks.roofline import rows_that_fit
@@ -42,8 +42,7 @@ class Shape:
     @property
     def name(self) -> str:
         """Unique among the cases."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype} {self.num_rows} x {self.num_columns}, K {self.num_kept}"
+        return f"{dtype_name(self.dtype)} {self.num_rows} x {self.num_columns}, K {self.num_kept}"
 
 
 SHAPES = tuple(
@@ -138,9 +137,7 @@ def make_case(shape: Shape, device: torch.device) -> Case:
             "dense_kd": lambda inputs: with_gradients(dense_kd.loss_of)(inputs.without(*_SPARSE))
         },
         num_bytes=num_bytes_moved(shape, device),
-        budgets=(Budget("eager", 1.0), Budget(STREAM, 0.85))
-        if device.type == "cuda"
-        else shape.cpu_budgets,
+        budgets=ON_GPU if device.type == "cuda" else shape.cpu_budgets,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from mkd_fast import LossSpec
 from mkd_fast.benchmarks import dense_kd
+from mkd_fast.benchmarks.case import dtype_name
 from mkd_fast.benchmarks.formulas import CE_WEIGHT, TEMPERATURE
 from mkd_fast.benchmarks.harness import TINY, Effort, measure
 from mkd_fast.benchmarks.inputs import Inputs, Outputs, Run
@@ -100,7 +101,7 @@ def search(
         for timing in sorted(timings, key=lambda timing: timing.p50_ms):
             config = by_name[timing.variant]
             yield {
-                "dtype": str(entry.dtype).removeprefix("torch."),
+                "dtype": dtype_name(entry.dtype),
                 "num_columns": entry.num_columns,
                 "is_table": config == configs[0],
                 **asdict(config),
