@@ -1,24 +1,22 @@
 """Running a teacher over a text once and keeping what it said in a cache on disk."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from mkd_fast.checks import teacher as checks
-from mkd_fast.teacher.cache.fingerprint import Fingerprints, fingerprint_model, token_hashes
-from mkd_fast.teacher.cache.format import TensorSpec
-from mkd_fast.teacher.cache.manifest import MANIFEST, UNFINISHED, Plan
+from mkd_fast.teacher.cache.fingerprint import Fingerprints, fingerprint_model
+from mkd_fast.teacher.cache.kinds import DTYPES, HIDDEN, STATE_DTYPES, parse_keep
+from mkd_fast.teacher.cache.manifest import MANIFEST, Plan
 from mkd_fast.teacher.cache.reader import TeacherCache
-from mkd_fast.teacher.cache.writer import Records, open_writer
-from mkd_fast.teacher.kept import LOGITS_DTYPES, kept_tensors, num_kept, tensor_specs
+from mkd_fast.teacher.cache.writer import CacheWriter, open_writer
+from mkd_fast.teacher.kept import Keeper, Launched
+from mkd_fast.teacher.resident import ResidentTeacher, token_batch
 
 DEFAULT_SHARD_BYTES = 256 << 20
 
@@ -41,11 +39,15 @@ def capture(
     batches: Iterable[Any],
     path: str | Path,
     *,
-    keep: str = "topk:64",
+    keep: str | Sequence[str] = "topk:64",
     hidden_layers: Sequence[int] = (),
     temperatures: Sequence[float] = (1.0,),
     vocab_size: int | None = None,
-    logits_dtype: Literal["float32", "bfloat16"] = "float32",
+    logits_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    last_hidden_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    hidden_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16",
+    proposal_exponent: float = 1.0,
+    seed: int = 0,
     fingerprints: Fingerprints | None = None,
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
@@ -67,12 +69,19 @@ def capture(
             mappings with ``input_ids`` ``[B, S]``, ``attention_mask`` ``[B, S]`` and
             ``sample_ids`` ``[B]``. Padding may be on either side, and is not stored.
         path: the cache's folder; made if need be.
-        keep: ``"logits"``, or ``"topk:K"`` for the K largest with log_z over all.
+        keep: one kind or several: ``"logits"``; ``"topk:K"``, the K largest with log_z over all;
+            ``"sampled:N"``, the distinct ones of N <= 255 draws with replacement; ``"hidden"``,
+            what goes into the head, with the head beside it.
         hidden_layers: as ``transformers`` numbers hidden states: 0 the embeddings, i what layer i
-            hands on; negative numbers count from the last. Stored per token in bfloat16.
-        temperatures: for which log_z is stored; ``"logits"`` serves any and stores none.
+            hands on; negative numbers count from the last. Stored per token.
+        temperatures: for which top-k has log_z; the first is that of what is sampled. ``"logits"``
+            and ``"hidden"`` serve any.
         vocab_size: real columns of the logits; the rest, padding, is dropped. None: all.
-        logits_dtype: of stored logits.
+        logits_dtype: of ``"logits"``.
+        last_hidden_dtype: of ``"hidden"``; None for the one it comes in, which is exact.
+        hidden_dtype: of hidden_layers; ``"int8"`` has a scale per token.
+        proposal_exponent: tau; samples are drawn in proportion to p^tau.
+        seed: of the draws, which depend on it and the sample id, and on nothing else.
         fingerprints: of tokenizer and text, and of the teacher, which is computed if absent.
         device: where the teacher runs; None leaves it where it is.
         autocast: dtype of autocast; None for the model's own.
@@ -93,19 +102,27 @@ def capture(
     Numerics:
         log_z in float32 from the logits as the model returns them.
     """
-    checks.one_of("capture", "logits_dtype", logits_dtype, tuple(LOGITS_DTYPES))
+    checks.one_of("capture", "logits_dtype", logits_dtype, tuple(DTYPES))
+    if last_hidden_dtype is not None:
+        checks.one_of("capture", "last_hidden_dtype", last_hidden_dtype, tuple(DTYPES))
+    checks.one_of("capture", "hidden_dtype", hidden_dtype, STATE_DTYPES)
     checks.positive("capture", "shard_bytes", shard_bytes)
     checks.positive("capture", "vocab_size", vocab_size)
+    checks.positive("capture", "proposal_exponent", proposal_exponent)
     if device is not None:
         teacher_model.to(device)
-    folder = Path(path)
+    folder, kinds = Path(path), parse_keep(keep)
     origin = fingerprints or Fingerprints()
     plan = Plan(
-        keep=(keep,),
+        keep=kinds,
         vocab_size=vocab_size,
         logits_dtype=logits_dtype,
-        temperatures=_stored_temperatures(keep, temperatures),
+        last_hidden_dtype=last_hidden_dtype,
+        temperatures=_stored_temperatures(kinds, temperatures),
+        proposal_exponent=float(proposal_exponent),
+        seed=seed,
         hidden_layers=_layer_numbers(teacher_model, hidden_layers),
+        hidden_dtype=hidden_dtype,
         shard_bytes=shard_bytes,
         fingerprints=replace(
             origin,
@@ -116,21 +133,48 @@ def capture(
     if resume and (folder / MANIFEST).exists():
         cache = TeacherCache.open(folder)
         plan.require(cache.manifest.plan, folder)
-        (folder / UNFINISHED).unlink(missing_ok=True)  # stopped just after the manifest
         return cache
-    with open_writer(folder, plan, resume=resume) as writer, _teaching(teacher_model):
-        new = (b for b in map(_token_batch, batches) if not writer.skip(b.sample_ids, b.hashes))
-        for records, tensors in _run(teacher_model, new, plan, autocast):
-            writer.begin(tensors)
-            writer.add(records)
-            if progress is not None:
-                progress(CaptureProgress(writer.num_samples, writer.num_tokens))
-        writer.finish()
+    teacher = ResidentTeacher(teacher_model, plan, autocast)
+    with open_writer(folder, plan, resume=resume) as writer:
+        write_records(writer, teacher, batches, progress)
     return TeacherCache.open(folder)
 
 
-def _stored_temperatures(keep: str, temperatures: Sequence[float]) -> tuple[float, ...]:
-    if num_kept(keep) is None:
+def write_records(
+    writer: CacheWriter,
+    teacher: ResidentTeacher,
+    batches: Iterable[Any],
+    progress: Callable[[CaptureProgress], None] | None,
+) -> None:
+    """Run the teacher over what the writer does not have yet, and complete the cache."""
+    tokens = map(token_batch, batches)
+    new = (batch for batch in tokens if not writer.skip(batch.sample_ids, batch.hashes))
+    keeper: Keeper | None = None
+    in_flight: deque[Launched] = deque()
+
+    def write_next() -> None:
+        assert keeper is not None, "what is in flight was launched by it"
+        records = in_flight.popleft().records()
+        writer.begin(keeper.outputs, keeper.tensors)
+        writer.add(records)
+        if progress is not None:
+            progress(CaptureProgress(writer.num_samples, writer.num_tokens))
+
+    # the device works on one batch while the host writes the one before
+    for batch, outputs in teacher.run(new):
+        keeper = keeper or Keeper(writer.plan, outputs, teacher.about(outputs))
+        in_flight.append(keeper.launch(batch, outputs))
+        if len(in_flight) > 1:
+            write_next()
+    while in_flight:
+        write_next()
+    writer.finish(teacher.head_parts() if HIDDEN in writer.plan.keep else None)
+
+
+def _stored_temperatures(
+    kinds: tuple[str, ...], temperatures: Sequence[float]
+) -> tuple[float, ...]:
+    if not any(kind.startswith(("topk", "sampled")) for kind in kinds):
         return ()
     if len(set(temperatures)) < max(len(temperatures), 1):
         raise checks.bad_temperatures(temperatures)
@@ -154,115 +198,3 @@ def _layer_numbers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
 def _precision(model: nn.Module, autocast: torch.dtype | None) -> str:
     own = str(next(model.parameters()).dtype).removeprefix("torch.")
     return own if autocast is None else f"autocast {str(autocast).removeprefix('torch.')}"
-
-
-@contextmanager
-def _teaching(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without a key-value cache, and everything as it was afterwards."""
-    was_training = model.training
-    config: Any = getattr(model, "config", None)
-    used_cache = getattr(config, "use_cache", None)
-    model.eval()
-    if used_cache is not None:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        if used_cache is not None:
-            config.use_cache = used_cache
-
-
-@dataclass(frozen=True)
-class _TokenBatch:
-    """A batch with what the host needs to know of it before the teacher has run."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    sample_ids: NDArray[np.int64]
-    hashes: NDArray[np.uint64]
-    lengths: NDArray[np.int64]
-    tokens: Tensor  # positions of the real ones in the flattened mask
-
-
-def _token_batch(batch: Any) -> _TokenBatch:
-    names = ("input_ids", "attention_mask", "sample_ids")
-    get = batch.get if isinstance(batch, Mapping) else partial(getattr, batch)
-    if missing := [name for name in names if get(name, None) is None]:
-        raise checks.batch_without(type(batch).__name__, missing)
-    input_ids, mask, sample_ids = (torch.as_tensor(get(name, None)) for name in names)
-    if input_ids.shape != mask.shape or sample_ids.shape != input_ids.shape[:1]:
-        raise checks.batch_shapes_differ(input_ids.shape, mask.shape, sample_ids.shape)
-    real = mask.cpu().bool()
-    return _TokenBatch(
-        input_ids,
-        mask,
-        sample_ids.cpu().numpy().astype(np.int64),
-        token_hashes(input_ids, mask),
-        real.sum(1).numpy(),
-        real.flatten().nonzero().squeeze(1),
-    )
-
-
-def _run(
-    model: nn.Module, batches: Iterable[_TokenBatch], plan: Plan, autocast: torch.dtype | None
-) -> Iterator[tuple[Records, tuple[TensorSpec, ...]]]:
-    """Records of each batch; the device works on one while the host writes the one before."""
-    in_flight: _Launched | None = None
-    for batch in batches:
-        launched = _launch(model, batch, plan, autocast)
-        if in_flight is not None:
-            yield in_flight.records(), in_flight.tensors
-        in_flight = launched
-    if in_flight is not None:
-        yield in_flight.records(), in_flight.tensors
-
-
-@dataclass(frozen=True)
-class _Launched:
-    """Work given to the device, with the host's copy of its results on the way."""
-
-    batch: _TokenBatch
-    tensors: tuple[TensorSpec, ...]
-    on_host: dict[str, Tensor]
-    copied: list[torch.cuda.Event]  # one for each GPU that holds a part of the outputs
-
-    def records(self) -> Records:
-        for event in self.copied:
-            event.synchronize()
-        for name, rows in self.on_host.items():
-            # a logit of -inf is a legal probability of zero
-            illegal = rows.isnan() | (rows == torch.inf) if "logits" in name else ~rows.isfinite()
-            if illegal.any():
-                raise checks.teacher_not_finite(name, self.batch.sample_ids.tolist())
-        arrays = {name: _as_array(rows) for name, rows in self.on_host.items()}
-        batch = self.batch
-        return Records(batch.sample_ids, batch.hashes, batch.lengths, arrays)
-
-
-def _launch(
-    model: nn.Module, batch: _TokenBatch, plan: Plan, autocast: torch.dtype | None
-) -> _Launched:
-    device = next(model.parameters()).device
-    inputs = {
-        "input_ids": batch.input_ids.to(device, non_blocking=True),
-        "attention_mask": batch.attention_mask.to(device, non_blocking=True),
-    }
-    options = {"output_hidden_states": True} if plan.hidden_layers else {}
-    casting = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
-    with torch.inference_mode():
-        with casting:
-            outputs = model(**inputs, **options)
-        tensors = tensor_specs(plan, outputs)
-        kept = kept_tensors(plan, outputs, batch.tokens.to(device, non_blocking=True))
-    gpus = {rows.device for rows in kept.values() if rows.is_cuda}
-    on_host = {n: rows.to("cpu", non_blocking=rows.is_cuda) for n, rows in kept.items()}
-    copied = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
-    return _Launched(batch, tensors, on_host, copied)
-
-
-def _as_array(rows: Tensor) -> NDArray[Any]:
-    if rows.dtype == torch.bfloat16:
-        return rows.view(torch.int16).numpy().view(np.uint16)
-    array: NDArray[Any] = rows.numpy()
-    return array

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from mkd_fast.checks import train as checks
 from mkd_fast.losses.spec import LossSpec
 from mkd_fast.student.depth import DEPTHS
-from mkd_fast.teacher.kept import num_kept
+from mkd_fast.teacher.cache.kinds import parse_keep
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -143,7 +143,7 @@ class CaptureConfig:
     shard_megabytes: int = 256
 
     def __post_init__(self) -> None:
-        num_kept(self.keep)  # which refuses what is neither
+        parse_keep(self.keep)  # which refuses what is unknown
         for key in ("batch_size", "shard_megabytes"):
             checks.positive("recipe: [capture]", key, getattr(self, key))
 

@@ -125,12 +125,12 @@ def test_summary_counts_every_byte(folder, make_batches):
     assert (summary.keep, summary.hidden_layers) == (("topk:4",), (1, 2))
     assert summary.num_samples == 15
     assert summary.num_tokens == sum(int(b.attention_mask.sum()) for b in make_batches())
-    assert summary.num_bytes == sum(path.stat().st_size for path in folder.glob("shard-*"))
+    assert summary.num_bytes == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert sum(summary.bytes_per_token.values()) * summary.num_tokens == pytest.approx(
         summary.num_bytes
     )
-    assert summary.bytes_per_token["topk.ids"] == 16
-    assert summary.bytes_per_token["topk.log_z"] == 8
+    assert summary.bytes_per_token["topk:4.entries"] == 16
+    assert summary.bytes_per_token["topk:4.log_z"] == 8
 
 
 def test_a_temperature_or_sample_that_is_not_there(folder, ids):
@@ -183,8 +183,8 @@ def edited(folder, **changes):
 
 
 def test_a_later_version_is_refused(folder):
-    edited(folder, version=2)
-    with pytest.raises(ValueError, match=r"the format's version must be 1, got 2 in .*manifest"):
+    edited(folder, version=3)
+    with pytest.raises(ValueError, match=r"the format's version must be 2, got 3 in .*manifest"):
         TeacherCache.open(folder)
 
 
@@ -226,10 +226,10 @@ def duplicated(folder, one, two):
 
 
 @pytest.mark.parametrize("damage", [missing, truncated, lengthened, swapped, duplicated])
-def test_a_damaged_shard_is_named_at_open(folder, damage):
+def test_a_damaged_shard_is_named_at_open_or_read(folder, ids, damage):
     damage(folder, folder / "shard-00000.safetensors", folder / "shard-00001.safetensors")
     with pytest.raises(ValueError, match=r"shard-0000.* must be as it was written, got a damaged"):
-        TeacherCache.open(folder)
+        TeacherCache.open(folder).batch(ids)
     assert verify(folder)[0].file == "shard-00000.safetensors"
 
 
@@ -250,8 +250,9 @@ def test_every_flipped_bit_is_noticed(folder, ids):
             flipped[position] ^= 1 << rng.randrange(8)
             path.write_bytes(flipped)
             assert [damage.file for damage in verify(folder)] == [path.name], (path, position)
-            with pytest.raises(ValueError, match=re.escape(path.name)):
-                TeacherCache.open(folder).batch(ids)
+            if path.name != "capture.json":  # of use only where the manifest is lost
+                with pytest.raises(ValueError, match=re.escape(path.name)):
+                    TeacherCache.open(folder).batch(ids)
         path.write_bytes(data)
     assert verify(folder) == ()
 

@@ -64,7 +64,10 @@ def test_topk_of_a_causal_model_for_each_token(tmp_path, causal, make_batches, s
                 rows = real_rows(logits, batch, sample)
                 top = rows.topk(4)
                 assert torch.equal(got.teacher.ids[sample][mask], top.indices.int())
-                assert torch.equal(got.teacher.logits[sample][mask], top.values)
+                assert torch.equal(got.teacher.logits[sample][mask][:, 0], top.values[:, 0])
+                distances = top.values[:, :1] - top.values
+                error = (got.teacher.logits[sample][mask] - top.values).abs()
+                assert (error <= 2**-11 * distances + 2**-23 * top.values.abs().amax()).all()
                 assert_within_budget(
                     got.teacher.log_z[sample][mask],
                     (rows.double() / temperature).logsumexp(-1),
@@ -169,7 +172,12 @@ def test_resume_false_captures_anew(tmp_path, echo, make_batches):
     capture(echo, make_batches(), folder, keep="logits", fingerprints=ORIGIN, shard_bytes=100)
     cache = capture(echo, make_batches(2), folder, keep="topk:2", fingerprints=ORIGIN, resume=False)
     assert len(cache) == 6
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", "shard-00000.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {
+        "capture.json",
+        "index.safetensors",
+        "manifest.json",
+        "shard-00000.safetensors",
+    }
 
 
 @pytest.mark.parametrize(
@@ -199,8 +207,15 @@ def test_a_cache_of_another_plan_is_refused(tmp_path, echo, make_batches, change
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": "top:4"}, "keep must be 'logits' or 'topk:K', got 'top:4'"),
-        ({"keep": "topk:0"}, "keep must be 'logits' or 'topk:K', got 'topk:0'"),
+        ({"keep": "top:4"}, "keep must be one or several of 'logits', 'topk:K', "),
+        ({"keep": "topk:0"}, "and 'hidden', got 'topk:0'. Pass e.g. 'topk:64'"),
+        ({"keep": "topk:²"}, "got 'topk:²'"),
+        ({"keep": "sampled:256"}, "'sampled:N' (N <= 255) and 'hidden', got 'sampled:256'"),
+        ({"keep": ()}, "got ()"),
+        ({"keep": ("logits", "logits")}, "got ('logits', 'logits')"),
+        ({"keep": "hidden"}, "keep='hidden' needs a model whose get_output_embeddings() is a"),
+        ({"proposal_exponent": 0.0}, "proposal_exponent must be positive, got 0.0"),
+        ({"hidden_dtype": "int4"}, "hidden_dtype must be a known name, got 'int4'"),
         ({"keep": "topk:7"}, "keep must not select more than the 6 columns there are"),
         ({"keep": "topk:2", "temperatures": ()}, "temperatures must be at least one"),
         ({"keep": "topk:2", "temperatures": (1.0, 1.0)}, "temperatures must be at least one"),
@@ -208,7 +223,7 @@ def test_a_cache_of_another_plan_is_refused(tmp_path, echo, make_batches, change
         ({"vocab_size": 7}, "vocab_size must not exceed the teacher's 6 columns, got 7"),
         ({"vocab_size": -1}, "vocab_size must be positive, got -1"),
         ({"shard_bytes": 0}, "shard_bytes must be positive, got 0"),
-        ({"logits_dtype": "float16"}, "logits_dtype must be a known name"),
+        ({"logits_dtype": "float8"}, "logits_dtype must be a known name, got 'float8'"),
     ],
 )
 def test_arguments_out_of_range(tmp_path, echo, make_batches, options, message):
@@ -253,7 +268,7 @@ def test_outputs_that_are_not_finite_are_not_stored(tmp_path, echo, make_batches
     ("outputs", "fact"),
     [
         (SimpleNamespace(logits=torch.zeros(4)), "[4]"),
-        (SimpleNamespace(last_hidden_state=None), "SimpleNamespace without logits"),
+        (SimpleNamespace(last_hidden_state=None), "outputs without logits"),
     ],
 )
 def test_outputs_that_are_no_logits(tmp_path, echo, make_batches, outputs, fact):

@@ -32,7 +32,7 @@ def whole(tmp_path, echo, make_batches) -> dict[str, bytes]:
     """The bytes of a capture that nothing stopped."""
     capture(echo, make_batches(), tmp_path / "whole", **OPTIONS)
     files = contents(tmp_path / "whole")
-    assert len(files) == NUM_SHARDS + 1
+    assert len(files) == NUM_SHARDS + 3
     return files
 
 
@@ -50,8 +50,11 @@ class FailingCall:
         return self.function(*args, **kwargs)
 
 
-# plan, shards and manifest: each synchronises its file, is renamed and synchronises the folder
-@pytest.mark.parametrize("number", range(2 * (NUM_SHARDS + 2)))
+# plan, shards, index and manifest: each synchronises its file and then the folder
+NUM_CALLS = 2 * (NUM_SHARDS + 3)
+
+
+@pytest.mark.parametrize("number", range(NUM_CALLS))
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
 def test_stopped_at_any_write_it_ends_the_same(
     tmp_path, monkeypatch, echo, make_batches, whole, number, error
@@ -153,7 +156,9 @@ def test_another_plan_cannot_be_resumed(tmp_path, monkeypatch, echo, make_batche
         )
     with torch.no_grad():
         echo.table = torch.nn.Parameter(torch.zeros(61, 4))
-    with pytest.raises(ValueError, match=r"must be of tensors .*width=4.*, got tensors .*width=6"):
+    with pytest.raises(
+        ValueError, match=r"must be of outputs .*num_columns=4.*, got .*num_columns=6"
+    ):
         capture(echo, make_batches(), folder, **OPTIONS)
 
 
@@ -253,11 +258,10 @@ run(root / "whole")
 
 
 def test_killed_at_any_write_it_ends_the_same(tmp_path):
-    num_calls = 2 * (NUM_SHARDS + 2)
-    arguments = [str(tmp_path), str(num_calls)]
+    arguments = [str(tmp_path), str(NUM_CALLS)]
     subprocess.run([sys.executable, "-c", KILLED_THEN_RESUMED, *arguments], check=True)
     whole = contents(tmp_path / "whole")
-    for number in range(num_calls):
+    for number in range(NUM_CALLS):
         found = contents(tmp_path / f"killed-{number}")
         assert found.keys() - whole.keys() <= {"capture.lock"}
         assert {name: found[name] for name in whole} == whole

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mkd_fast.teacher.cache import Fingerprints, TeacherCache, verify
 from mkd_fast.teacher.cache.format import ShardLayout, TensorSpec, layout_in_header
-from mkd_fast.teacher.cache.manifest import Manifest, Plan, _signed, read_manifest
+from mkd_fast.teacher.cache.manifest import Manifest, Outputs, Plan, _signed, read_manifest
 from mkd_fast.teacher.cache.shard import open_unlisted_shard
 from mkd_fast.teacher.cache.writer import Records, open_writer
 
@@ -23,7 +23,20 @@ SPECS = (
     TensorSpec("hidden.3", "BF16", 3, "token"),
     TensorSpec("logits", "F32", 2, "sample"),
 )
-PLAN = Plan(("logits",), None, "float32", (), (3,), 100, Fingerprints())
+PLAN = Plan(
+    keep=("logits",),
+    vocab_size=None,
+    logits_dtype="float32",
+    last_hidden_dtype=None,
+    temperatures=(),
+    proposal_exponent=1.0,
+    seed=0,
+    hidden_layers=(3,),
+    hidden_dtype="bfloat16",
+    shard_bytes=100,
+    fingerprints=Fingerprints(),
+)
+OUTPUTS = Outputs(num_columns=2)
 
 
 def records_of(first_id: int, lengths: list[int]) -> Records:
@@ -34,7 +47,7 @@ def records_of(first_id: int, lengths: list[int]) -> Records:
     return Records(
         ids,
         ids.astype(np.uint64),
-        np.array(lengths, np.int64),
+        {"token": np.array(lengths, np.int64)},
         {"hidden.3": hidden.astype(np.uint16), "logits": logits},
     )
 
@@ -42,9 +55,10 @@ def records_of(first_id: int, lengths: list[int]) -> Records:
 def write(folder: Path, batches: list[list[int]]) -> list[Records]:
     written = []
     with open_writer(folder, PLAN, resume=True) as writer:
-        writer.begin(SPECS)
+        writer.begin(OUTPUTS, SPECS)
         for number, lengths in enumerate(batches):
             written.append(records_of(1000 * number, lengths))
+            assert not writer.skip(written[-1].sample_ids, written[-1].token_hashes)
             writer.add(written[-1])
         writer.finish()
     return written
@@ -60,7 +74,7 @@ def test_ragged_records_come_back(batches):
         for records in reversed(written):
             got = cache.batch(records.sample_ids)
             assert np.array_equal(got.teacher.numpy(), records.tensors["logits"])
-            assert np.array_equal(got.hidden_mask.sum(1), records.lengths)
+            assert np.array_equal(got.hidden_mask.sum(1), records.num_rows["token"])
             bits = got.hidden[0][got.hidden_mask].view(torch.int16).numpy().view(np.uint16)
             assert np.array_equal(bits, records.tensors["hidden.3"])
 
@@ -107,7 +121,8 @@ def test_any_field_of_a_manifest_replaced(small, data):
     before = json.dumps(place[key])
     place[key] = data.draw(JSON.filter(lambda value: json.dumps(value) != before))
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(small / "shard-00000.safetensors", folder)
+        for name in ("shard-00000.safetensors", "index.safetensors"):
+            shutil.copy(small / name, folder)
         path = Path(folder) / "manifest.json"
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=r"manifest"):
@@ -135,14 +150,14 @@ def test_any_bytes_in_a_shard_are_refused_on_resume(small, position, junk):
 
 
 def test_a_header_claims_no_more_than_its_counts():
-    layout = ShardLayout(SPECS, 2, 3, "digest", 5)
+    layout = ShardLayout(SPECS, (2, 3), "digest", 5)
     header = layout.header[8:]
     assert layout_in_header(header, SPECS, "digest") == layout
     for claim in (
         b"[]",
         b"{",
         b"null",
-        header.replace(b'"tokens":"3"', b'"tokens":"-3"'),
+        header.replace(b'"rows":"2 3"', b'"rows":"2 -3"'),
         b"[" * 9000,
     ):
         assert layout_in_header(claim, SPECS, "digest") is None
@@ -150,7 +165,7 @@ def test_a_header_claims_no_more_than_its_counts():
 
 def test_tensors_lie_aligned_and_without_gaps():
     specs = (*SPECS, TensorSpec("topk.ids", "I32", 3, "token"))
-    placed = list(ShardLayout(specs, 3, 5, "digest", 0).placed.values())
+    placed = list(ShardLayout(specs, (3, 5), "digest", 0).placed.values())
     for before, after in itertools.pairwise(placed):
         assert before.end == after.begin
     assert all(
@@ -161,5 +176,5 @@ def test_tensors_lie_aligned_and_without_gaps():
 def test_the_manifest_is_a_function_of_its_content(small):
     manifest = read_manifest(small / "manifest.json")
     assert manifest.to_bytes() == (small / "manifest.json").read_bytes()
-    assert manifest.digest == Manifest.of_capture(PLAN, SPECS).digest
-    assert Manifest.of_capture(PLAN, SPECS[:1]).digest != manifest.digest
+    assert manifest.digest == Manifest.of_capture(PLAN, OUTPUTS, SPECS).digest
+    assert Manifest.of_capture(PLAN, OUTPUTS, SPECS[:1]).digest != manifest.digest

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mkd_fast.checks import teacher as checks
+from mkd_fast.checks import cache as checks
 
 # fields of a config that say where or by which release it was written, not what the model computes
 _INCIDENTAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")

@@ -5,8 +5,9 @@ A shard is one safetensors file: its header, then the index, then the stored ten
     index.sample_ids      I64 [samples]               one record per sample
     index.token_hashes    I64 [samples]               hash of the sample's token ids
     index.token_offsets   I64 [samples + 1]           where its rows begin on the token axis
+    index.<axis>_offsets  I64 [samples + 1]           and on each further axis
     index.record_crc32    U32 [samples, tensors]      of the record's bytes in each stored tensor
-    <name>                [samples | tokens, width]   as the manifest says
+    <name>                [rows, width]               as the manifest says
 
 The header is a function of the counts, the manifest's digest and the CRC of the index. A reader
 builds the header it expects and compares bytes, and a file has exactly one right size. Another
@@ -14,8 +15,9 @@ kind of target is another tensor in the manifest; older caches are read as befor
 """
 
 import json
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,18 +26,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = "mkd_fast teacher cache"
-VERSION = 1
+VERSION = 2
 
 # bfloat16 is unknown to numpy, which carries its bits as uint16
 STORAGE: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
     "U64": np.dtype("<u8"),
     "U32": np.dtype("<u4"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
 }
-AXES = ("sample", "token")
 
 
 def shard_name(number: int) -> str:
@@ -45,7 +49,12 @@ def shard_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One stored tensor: a row of ``width`` values for every sample, or for every token."""
+    """One stored tensor: rows of ``width`` values.
+
+    The axis is ``"sample"`` or ``"token"`` where there is one row for each. Any other name is an
+    axis of its own, and the tensor ``counts_name(axis)`` has the number of its rows for each of
+    what is counted.
+    """
 
     name: str
     dtype: str
@@ -56,6 +65,21 @@ class TensorSpec:
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return self.width * STORAGE[self.dtype].itemsize
+
+
+def axes_of(tensors: Iterable[TensorSpec]) -> tuple[str, ...]:
+    """``"sample"``, ``"token"``, and then the further axes in the order of their tensors."""
+    return tuple(dict.fromkeys(("sample", "token", *(spec.axis for spec in tensors))))
+
+
+def counts_name(axis: str) -> str:
+    """The stored tensor that counts the rows on a further axis."""
+    return f"{axis}.counts"
+
+
+def offsets_name(axis: str) -> str:
+    """The part of the index that says where a record's rows begin on an axis."""
+    return f"index.{axis}_offsets"
 
 
 @dataclass(frozen=True)
@@ -74,64 +98,78 @@ class Placed:
         return np.frombuffer(buffer, storage, count, self.begin).reshape(self.shape)
 
 
+def place(shapes: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, Placed]:
+    """Tensors (name, dtype, shape) one after another, from 0 on."""
+    placed, begin = {}, 0
+    for name, dtype, shape in shapes:
+        end = begin + math.prod(shape) * STORAGE[dtype].itemsize
+        placed[name] = Placed(dtype, shape, begin, end)
+        begin = end
+    return placed
+
+
+def header_of(placed: Mapping[str, Placed], metadata: Mapping[str, str]) -> bytes:
+    """A file's first bytes: the header's length and the header, as safetensors wants them."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for name, at in placed.items():
+        offsets = [at.begin, at.end]
+        header[name] = {"dtype": at.dtype, "shape": list(at.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 @dataclass(frozen=True)
 class ShardLayout:
     """Where everything lies in a shard of these counts, and its header.
 
     Args:
         tensors: what is stored besides the index.
-        num_samples: records in the shard.
-        num_tokens: tokens of all its records.
+        num_rows: on each axis, as ``axes_of`` orders them: records, tokens, ...
         digest: sha256 of the plan and the tensors, which ties a shard to its capture.
         index_crc32: CRC of the index's bytes.
     """
 
     tensors: tuple[TensorSpec, ...]
-    num_samples: int
-    num_tokens: int
+    num_rows: tuple[int, ...]
     digest: str
     index_crc32: int
+
+    @property
+    def num_samples(self) -> int:
+        """Records in the shard."""
+        return self.num_rows[0]
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """Of its tensors."""
+        return axes_of(self.tensors)
 
     def _shapes(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         yield "index.sample_ids", "I64", (self.num_samples,)
         yield "index.token_hashes", "U64", (self.num_samples,)
-        yield "index.token_offsets", "I64", (self.num_samples + 1,)
+        for axis in self.axes[1:]:
+            yield offsets_name(axis), "I64", (self.num_samples + 1,)
         yield "index.record_crc32", "U32", (self.num_samples, len(self.tensors))
-        rows = {"sample": self.num_samples, "token": self.num_tokens}
+        num_rows = dict(zip(self.axes, self.num_rows, strict=True))
         # wide elements first keeps every tensor aligned without the gaps that safetensors forbids
         for spec in sorted(self.tensors, key=lambda spec: -STORAGE[spec.dtype].itemsize):
-            yield spec.name, spec.dtype, (rows[spec.axis], spec.width)
+            yield spec.name, spec.dtype, (num_rows[spec.axis], spec.width)
 
     @cached_property
     def _relative(self) -> dict[str, Placed]:
-        placed, begin = {}, 0
-        for name, dtype, shape in self._shapes():
-            count = shape[0] * shape[1] if len(shape) == 2 else shape[0]
-            end = begin + count * STORAGE[dtype].itemsize
-            placed[name] = Placed(dtype, shape, begin, end)
-            begin = end
-        return placed
+        return place(self._shapes())
 
     @cached_property
     def header(self) -> bytes:
-        """The file's first bytes: the header's length and the header, as safetensors wants them."""
-        header: dict[str, Any] = {
-            "__metadata__": {
-                "format": f"{FORMAT} {VERSION}",
-                "digest": self.digest,
-                "tokens": str(self.num_tokens),
-                "index_crc32": str(self.index_crc32),
-            }
+        """The file's first bytes."""
+        metadata = {
+            "format": f"{FORMAT} {VERSION}",
+            "digest": self.digest,
+            "rows": " ".join(map(str, self.num_rows)),
+            "index_crc32": str(self.index_crc32),
         }
-        for name, at in self._relative.items():
-            header[name] = {
-                "dtype": at.dtype,
-                "shape": list(at.shape),
-                "data_offsets": [at.begin, at.end],
-            }
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        return header_of(self._relative, metadata)
 
     @cached_property
     def placed(self) -> dict[str, Placed]:
@@ -169,19 +207,14 @@ def layout_in_header(
         digest: of the plan that it must belong to.
     """
     try:
-        claimed = json.loads(header)
-        metadata = claimed["__metadata__"]
-        counts = (
-            int(claimed["index.sample_ids"]["shape"][0]),
-            int(metadata["tokens"]),
-            int(metadata["index_crc32"]),
-        )
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        metadata = json.loads(header)["__metadata__"]
+        num_rows = tuple(int(count) for count in metadata["rows"].split())
+        index_crc32 = int(metadata["index_crc32"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if min(counts) < 0:
+    if len(num_rows) != len(axes_of(tensors)) or min(*num_rows, index_crc32) < 0:
         return None
-    num_samples, num_tokens, index_crc32 = counts
-    return ShardLayout(tensors, num_samples, num_tokens, digest, index_crc32)
+    return ShardLayout(tensors, num_rows, digest, index_crc32)
 
 
 def crc32(rows: NDArray[Any]) -> int:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mkd_fast.checks import teacher as checks
+from mkd_fast.checks import cache as checks
 
 LOCK = "capture.lock"
 

@@ -1,8 +1,8 @@
 """The manifest: what a cache holds, where it comes from, and the checksums of its shards.
 
-The same JSON without shards is ``capture.json``, written before the first shard and removed
-after ``manifest.json``. The text is a function of the content and ends in its own sha256, so a
-reader writes the content anew and compares: no changed byte passes.
+The same JSON without shards is ``capture.json``, written before the first shard; with it and the
+shards a lost manifest can be written again. The text is a function of the content and ends in its
+own sha256, so a reader writes the content anew and compares: no changed byte passes.
 """
 
 import hashlib
@@ -11,20 +11,23 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from mkd_fast.checks import teacher as checks
+from mkd_fast.checks import cache as checks
 from mkd_fast.teacher.cache.fingerprint import Fingerprints
 from mkd_fast.teacher.cache.format import (
-    AXES,
     FORMAT,
     STORAGE,
     VERSION,
     ShardLayout,
     TensorSpec,
+    axes_of,
     shard_name,
 )
+from mkd_fast.teacher.cache.kinds import parse_keep
 
 MANIFEST = "manifest.json"
-UNFINISHED = "capture.json"
+PLAN = "capture.json"
+INDEX = "index.safetensors"
+HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,16 @@ class Plan:
     """What a capture was asked for; two captures of one plan and text write the same bytes.
 
     Args:
-        keep: kinds of targets, for example ``("topk:64",)``.
+        keep: kinds of targets, for example ``("topk:64", "hidden")``.
         vocab_size: real columns of the logits, or None for all.
-        logits_dtype: ``"float32"`` or ``"bfloat16"``.
-        temperatures: for which log_z is stored; empty where all logits are.
+        logits_dtype: of ``"logits"``: ``"float32"`` or ``"bfloat16"``.
+        last_hidden_dtype: of ``"hidden"``: the same, or None for the one they come in.
+        temperatures: for which log_z is stored, the first also what is sampled at; empty where
+            no kind depends on one.
+        proposal_exponent: tau of what is sampled.
+        seed: of what is sampled.
         hidden_layers: numbers in the tuple ``hidden_states`` of ``transformers``.
+        hidden_dtype: of these: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
         shard_bytes: size at which a shard is closed.
         fingerprints: where the cache comes from.
     """
@@ -44,8 +52,12 @@ class Plan:
     keep: tuple[str, ...]
     vocab_size: int | None
     logits_dtype: str
+    last_hidden_dtype: str | None
     temperatures: tuple[float, ...]
+    proposal_exponent: float
+    seed: int
     hidden_layers: tuple[int, ...]
+    hidden_dtype: str
     shard_bytes: int
     fingerprints: Fingerprints
 
@@ -59,13 +71,53 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Outputs:
+    """What a capture learns of its teacher when it runs.
+
+    Args:
+        num_columns: real columns of its logits.
+        softcap: final softcap of its logits, where it has one.
+        logit_scale: what its logits are multiplied by before that.
+    """
+
+    num_columns: int
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest says about one shard; sha256 is that of the whole file."""
+    """What the manifest says about one shard.
+
+    Args:
+        file: its name.
+        num_rows: on each axis of the tensors, as ``axes_of`` orders them.
+        index_crc32: of its index.
+        sha256: of the whole file.
+    """
 
     file: str
-    samples: int
-    tokens: int
+    num_rows: tuple[int, ...]
     index_crc32: int
+    sha256: str
+
+    @property
+    def num_samples(self) -> int:
+        """Records in the shard."""
+        return self.num_rows[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its records."""
+        return self.num_rows[1]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says about a file that is not a shard."""
+
+    file: str
+    num_bytes: int
     sha256: str
 
 
@@ -75,27 +127,33 @@ class Manifest:
 
     Args:
         plan: what was asked for.
+        outputs: what the teacher has.
         tensors: what each shard stores.
-        digest: sha256 of both, in the header of every shard of this capture.
+        digest: sha256 of these, in the header of every shard of this capture.
         shards: in order.
+        others: every other file besides the plan's and this one.
     """
 
     plan: Plan
+    outputs: Outputs
     tensors: tuple[TensorSpec, ...]
     digest: str
     shards: tuple[ShardEntry, ...] = ()
+    others: tuple[FileEntry, ...] = ()
 
     @classmethod
-    def of_capture(cls, plan: Plan, tensors: tuple[TensorSpec, ...]) -> Self:
+    def of_capture(cls, plan: Plan, outputs: Outputs, tensors: tuple[TensorSpec, ...]) -> Self:
         """The manifest of a capture that has no shard yet."""
-        content = {"plan": asdict(plan), "tensors": [asdict(spec) for spec in tensors]}
-        return cls(plan, tensors, hashlib.sha256(_text(content)).hexdigest())
+        content = {
+            "plan": asdict(plan),
+            "outputs": asdict(outputs),
+            "tensors": [asdict(spec) for spec in tensors],
+        }
+        return cls(plan, outputs, tensors, hashlib.sha256(_text(content)).hexdigest())
 
     def layout(self, shard: ShardEntry) -> ShardLayout:
         """The layout that a shard of this cache must have."""
-        return ShardLayout(
-            self.tensors, shard.samples, shard.tokens, self.digest, shard.index_crc32
-        )
+        return ShardLayout(self.tensors, shard.num_rows, self.digest, shard.index_crc32)
 
     def to_bytes(self) -> bytes:
         """The file's content, ending in the sha256 of what stands before it."""
@@ -139,34 +197,43 @@ def read_manifest(path: Path) -> Manifest:
 
 def _parse(data: Any) -> Manifest:
     plan = data["plan"]
-    return Manifest(
-        Plan(
-            keep=tuple(plan["keep"]),
-            vocab_size=plan["vocab_size"],
-            logits_dtype=plan["logits_dtype"],
-            temperatures=tuple(plan["temperatures"]),
-            hidden_layers=tuple(plan["hidden_layers"]),
-            shard_bytes=_count(plan["shard_bytes"]),
-            fingerprints=Fingerprints(**plan["fingerprints"]),
-        ),
-        tuple(_tensor(**tensor) for tensor in data["tensors"]),
-        data["digest"],
-        tuple(_shard(number, **shard) for number, shard in enumerate(data["shards"])),
-    )
+    lists = {key: tuple(plan[key]) for key in ("keep", "temperatures", "hidden_layers")}
+    origin = Fingerprints(**plan["fingerprints"])
+    plan = Plan(**plan | lists | {"fingerprints": origin})
+    parse_keep(plan.keep)
+    _count(plan.shard_bytes)
+    tensors = tuple(_tensor(**tensor) for tensor in data["tensors"])
+    shards = (_shard(number, tensors, **shard) for number, shard in enumerate(data["shards"]))
+    outputs = Outputs(**data["outputs"])
+    _count(outputs.num_columns)
+    others = tuple(_file(**file) for file in data["others"])
+    return Manifest(plan, outputs, tensors, data["digest"], tuple(shards), others)
 
 
 def _tensor(name: str, dtype: str, width: int, axis: str) -> TensorSpec:
-    if dtype not in STORAGE or axis not in AXES or not isinstance(name, str):
+    if dtype not in STORAGE or not isinstance(axis, str) or not isinstance(name, str):
         raise ValueError
     return TensorSpec(name, dtype, _count(width), axis)
 
 
 def _shard(
-    number: int, file: str, samples: int, tokens: int, index_crc32: int, sha256: str
+    number: int,
+    tensors: tuple[TensorSpec, ...],
+    file: str,
+    num_rows: list[int],
+    index_crc32: int,
+    sha256: str,
 ) -> ShardEntry:
-    if file != shard_name(number):  # also keeps a path from leading out of the folder
+    # the name also keeps a path from leading out of the folder
+    if file != shard_name(number) or len(num_rows) != len(axes_of(tensors)):
         raise ValueError
-    return ShardEntry(file, _count(samples), _count(tokens), _count(index_crc32), sha256)
+    return ShardEntry(file, tuple(map(_count, num_rows)), _count(index_crc32), sha256)
+
+
+def _file(file: str, num_bytes: int, sha256: str) -> FileEntry:
+    if file not in (INDEX, HEAD):
+        raise ValueError
+    return FileEntry(file, _count(num_bytes), sha256)
 
 
 def _count(value: int) -> int:

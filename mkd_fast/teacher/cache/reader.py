@@ -1,7 +1,8 @@
 """Reading a cache: a batch of any samples in any order, each record checked as it is read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -11,11 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mkd_fast.checks import teacher as checks
-from mkd_fast.losses.targets import SparseTeacher
+from mkd_fast.checks import cache as checks
+from mkd_fast.losses.targets import Int8Hidden, Teacher, TeacherHead
+from mkd_fast.teacher.cache.arrays import as_tensor
 from mkd_fast.teacher.cache.fingerprint import Fingerprints
-from mkd_fast.teacher.cache.format import STORAGE, TensorSpec
-from mkd_fast.teacher.cache.manifest import MANIFEST, UNFINISHED, Manifest, read_manifest
+from mkd_fast.teacher.cache.format import STORAGE
+from mkd_fast.teacher.cache.head import Head
+from mkd_fast.teacher.cache.index import SampleIndex
+from mkd_fast.teacher.cache.kinds import HIDDEN, LAST, LogitsKind, logits_kinds, matched_states
+from mkd_fast.teacher.cache.manifest import HEAD, INDEX, MANIFEST, PLAN, Manifest, read_manifest
 from mkd_fast.teacher.cache.shard import Shard
 
 # B samples, S tokens of the longest of them, V vocabulary, D width, K kept
@@ -27,29 +32,49 @@ class CachedBatch:
 
     Args:
         teacher: for ``logits`` a tensor ``[B, V]`` or ``[B, S, V]``, padded with 0; for ``topk``
-            a ``SparseTeacher`` with ids ``[B, K]`` or ``[B, S, K]``, padded with id -1.
-        hidden: one tensor ``[B, S, D]`` per layer, bfloat16, padded with 0.
+            a ``SparseTeacher`` with ids ``[B, K]`` or ``[B, S, K]``, padded with id -1; for
+            ``sampled`` a ``SampledTeacher`` or ``PackedSampledTeacher``, padded with empty slots;
+            for ``hidden`` a ``TeacherHead`` with hidden states ``[B, S, D]``, padded with 0.
+        hidden: one tensor ``[B, S, D]`` or ``Int8Hidden`` per layer, padded with 0.
         hidden_mask: bool ``[B, S]``, True at real tokens; None where nothing is per token.
+        head: what a ``TeacherHead`` has its weights from, once a device.
     """
 
-    teacher: Tensor | SparseTeacher
-    hidden: tuple[Tensor, ...]
+    teacher: Teacher
+    hidden: tuple[Tensor | Int8Hidden, ...]
     hidden_mask: Tensor | None
+    head: Head | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "CachedBatch":
         """The batch on another device."""
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        if self.head is None or not isinstance(moved.teacher, TeacherHead):
+            return moved
+        weight, bias = self.head.on(device)
+        return replace(moved, teacher=replace(moved.teacher, weight=weight, bias=bias))
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+    def pin_memory(self) -> "CachedBatch":
+        """The batch in page-locked memory, as a ``DataLoader`` asks for it."""
+        return self._each(Tensor.pin_memory)
 
-        teacher = self.teacher
-        if isinstance(teacher, SparseTeacher):
-            parts = (move(teacher.ids), move(teacher.logits), move(teacher.log_z))
-            moved: Tensor | SparseTeacher = SparseTeacher(*parts, tail=teacher.tail)
-        else:
-            moved = move(teacher)
-        mask = None if self.hidden_mask is None else move(self.hidden_mask)
-        return CachedBatch(moved, tuple(map(move, self.hidden)), mask)
+    def _each(self, act: Callable[[Tensor], Tensor]) -> "CachedBatch":
+        """The batch with every tensor of its own replaced; a head belongs to the cache."""
+
+        def acted(part: Any) -> Any:
+            if isinstance(part, Tensor):
+                return act(part)
+            if isinstance(part, TeacherHead):
+                return replace(part, hidden=act(part.hidden))
+            tensors = {f.name: getattr(part, f.name) for f in fields(part)}
+            return replace(part, **{n: act(t) for n, t in tensors.items() if isinstance(t, Tensor)})
+
+        mask = None if self.hidden_mask is None else act(self.hidden_mask)
+        return replace(
+            self,
+            teacher=acted(self.teacher),
+            hidden=tuple(map(acted, self.hidden)),
+            hidden_mask=mask,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +87,8 @@ class CacheSummary:
         temperatures: for which log_z is kept.
         num_samples: records.
         num_tokens: tokens of all records.
-        num_bytes: of all shards.
+        num_bytes: of all shards and the index.
+        head_bytes: of the teacher's head, stored once.
         bytes_per_token: for each stored tensor, and for ``"index"``, which includes headers.
     """
 
@@ -72,22 +98,30 @@ class CacheSummary:
     num_samples: int
     num_tokens: int
     num_bytes: int
+    head_bytes: int
     bytes_per_token: dict[str, float]
 
 
 class TeacherCache:
     """A finished capture, from ``TeacherCache.open``; threads share it, workers may pickle it."""
 
-    def __init__(self, path: Path, manifest: Manifest, shards: list[Shard]) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
-        self._shards = shards
         self._numbers = {spec.name: number for number, spec in enumerate(manifest.tensors)}
+        entries = {entry.file: entry for entry in manifest.others}
+        is_listed = INDEX in entries and (HIDDEN in manifest.plan.keep) == (HEAD in entries)
+        if not is_listed or not manifest.shards:
+            raise checks.cache_damaged(path / MANIFEST, "it does not list the files of its plan")
+        self._index = SampleIndex(path, len(self), entries[INDEX])
+        self._head = Head(path, entries[HEAD]) if HEAD in entries else None
+        self._shards: dict[int, Shard] = {}
 
     @classmethod
     def open(cls, path: str | Path, expect: Fingerprints | None = None) -> Self:
-        """Open a cache, checking the manifest and each shard's size, header and index.
+        """Open a cache, however large, in milliseconds: its manifest and the sizes of its files.
 
-        Records are read, and checked, by ``batch``. Nothing in a cache is executed.
+        A shard's header and index are checked when the first of its records is read, and each
+        record when it is. Nothing in a cache is executed.
 
         Args:
             path: its folder.
@@ -102,40 +136,74 @@ class TeacherCache:
         if not folder.exists():
             raise checks.missing_cache(folder)
         if not (folder / MANIFEST).exists():
-            if (folder / UNFINISHED).exists():
+            if (folder / PLAN).exists():
                 raise checks.cache_unfinished(folder)
             raise checks.not_a_cache(folder)
         manifest = read_manifest(folder / MANIFEST)
         if expect is not None:
             expect.require("TeacherCache.open", manifest.plan.fingerprints, folder)
-        shards = []
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
         for entry in manifest.shards:
-            if not (folder / entry.file).exists():
+            if (size := sizes.get(entry.file)) is None:
                 raise checks.cache_damaged(folder / entry.file, "it is missing")
-            shards.append(Shard(folder / entry.file, manifest.layout(entry)))
-        return cls(folder, manifest, shards)
+            if size != (expected := manifest.layout(entry).num_bytes):
+                raise checks.cache_damaged(
+                    folder / entry.file, f"it has {size} bytes in place of {expected}"
+                )
+        return cls(folder, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).open, (self.path,)
 
     def __len__(self) -> int:
         """Number of samples."""
-        return sum(entry.samples for entry in self.manifest.shards)
+        return sum(entry.num_samples for entry in self.manifest.shards)
 
     @property
     def fingerprints(self) -> Fingerprints:
         """Where the cache comes from."""
         return self.manifest.plan.fingerprints
 
+    @property
+    def sample_ids(self) -> NDArray[np.int64]:
+        """Of every record, rising; int64 ``[samples]``."""
+        return self._index.sample_ids
+
     @cached_property
-    def _index(self) -> "_Index":
-        return _Index(self._shards)
+    def _logits_kinds(self) -> dict[str, LogitsKind]:
+        manifest = self.manifest
+        kinds = logits_kinds(manifest.plan, manifest.outputs.num_columns)
+        return {kind.name: kind for kind in kinds}
+
+    def _shard(self, number: int) -> Shard:
+        shard = self._shards.get(number)
+        if shard is None:
+            if number >= len(self.manifest.shards):
+                raise self._index.damaged()
+            entry = self.manifest.shards[number]
+            shard = self._shards[number] = Shard(
+                self.path / entry.file, self.manifest.layout(entry)
+            )
+        return shard
+
+    def _places(self, sample_ids: NDArray[np.int64]) -> list[tuple[Shard, int]]:
+        """Shard and record of each sample."""
+        shards, records = self._index.find(sample_ids)
+        places = []
+        found = zip(sample_ids.tolist(), shards.tolist(), records.tolist(), strict=True)
+        for sample_id, number, record in found:
+            shard = self._shard(number)
+            if record >= len(shard.sample_ids) or shard.sample_ids[record] != sample_id:
+                raise self._index.damaged()
+            places.append((shard, record))
+        return places
 
     def batch(
         self,
         sample_ids: Tensor | Sequence[int] | NDArray[np.int64],
         token_hashes: NDArray[np.uint64] | None = None,
         *,
+        keep: str | None = None,
         temperature: float = 1.0,
         hidden_layers: Sequence[int] | None = None,
     ) -> CachedBatch:
@@ -145,113 +213,101 @@ class TeacherCache:
             sample_ids: ``[B]``, in any order, with repetition if wanted.
             token_hashes: ``[B]``, from ``token_hashes`` of the ids that the teacher saw; None
                 does not compare them.
-            temperature: the teacher's, which chooses log_z; of no effect on dense logits.
+            keep: the kind of target, one of those that were captured; may be left out where there
+                is only one.
+            temperature: the teacher's, which chooses log_z, and is that of what was sampled; of
+                no effect on ``logits`` and ``hidden``.
             hidden_layers: which of the stored layers to read, by number; None reads all.
 
         Raises:
-            ValueError: a sample, temperature or layer that the cache lacks, other tokens, or a
-                damaged record; each is named.
+            ValueError: a sample, kind, temperature or layer that the cache lacks, other tokens,
+                or a damaged record; each is named.
         """
-        places = self._index.places(np.asarray(sample_ids, np.int64), self.path)
-        if token_hashes is not None:
-            self._index.require_hashes(places, token_hashes)
         plan = self.manifest.plan
         layers = plan.hidden_layers if hidden_layers is None else tuple(hidden_layers)
         if missing := set(layers) - set(plan.hidden_layers):
             raise checks.layer_not_cached(self.path, min(missing), plan.hidden_layers)
-        if plan.temperatures and temperature not in plan.temperatures:
-            raise checks.temperature_not_cached(self.path, temperature, plan.temperatures)
-        lengths = self._index.lengths[places]
-        hidden = tuple(self._gather(f"hidden.{layer}", places, lengths) for layer in layers)
-        teacher = self._teacher(places, lengths, temperature)
+        kind = self._kind(keep, temperature)
+        places = self._places(np.asarray(sample_ids, np.int64))
+        if token_hashes is not None:
+            _require_hashes(places, token_hashes)
+        lengths = np.array([shard.num_rows("token", record) for shard, record in places], np.int64)
+
+        def read(name: str, padding: int) -> NDArray[Any]:
+            return self._gather(name, places, lengths, padding)
+
+        states = matched_states(plan)
+        hidden = tuple(states[layer].target(read) for layer in layers)
+        if kind is None:
+            assert self._head is not None, "the manifest lists it where hidden is kept"
+            teacher: Teacher = TeacherHead(as_tensor(read(LAST, 0)), *self._head.on("cpu"))
+        else:
+            teacher = kind.target(read, temperature)
         mask = None
         if any(spec.axis == "token" for spec in self.manifest.tensors):
             mask = torch.arange(int(lengths.max(initial=0))) < torch.from_numpy(lengths)[:, None]
-        return CachedBatch(teacher, hidden, mask)
+        return CachedBatch(teacher, hidden, mask, self._head if kind is None else None)
 
-    def _teacher(
-        self, places: NDArray[np.int64], lengths: NDArray[np.int64], temperature: float
-    ) -> Tensor | SparseTeacher:
-        if "logits" in self._numbers:
-            return self._gather("logits", places, lengths)
-        log_z = self._gather("topk.log_z", places, lengths)
-        return SparseTeacher(
-            self._gather("topk.ids", places, lengths, padding=-1),
-            self._gather("topk.logits", places, lengths),
-            log_z[..., self.manifest.plan.temperatures.index(temperature)],
-        )
+    def _kind(self, keep: str | None, temperature: float) -> LogitsKind | None:
+        """What is asked for; None is ``"hidden"``."""
+        stored = self.manifest.plan.keep
+        if keep is None and len(stored) == 1:
+            keep = stored[0]
+        if keep not in stored:
+            raise checks.kind_not_cached(self.path, keep, stored)
+        if keep == HIDDEN:
+            return None
+        kind = self._logits_kinds[keep]
+        if kind.temperatures is not None and temperature not in kind.temperatures:
+            raise checks.temperature_not_cached(self.path, temperature, kind.temperatures)
+        return kind
 
     def _gather(
-        self, name: str, places: NDArray[np.int64], lengths: NDArray[np.int64], padding: int = 0
-    ) -> Tensor:
+        self,
+        name: str,
+        places: list[tuple[Shard, int]],
+        lengths: NDArray[np.int64],
+        padding: int,
+    ) -> NDArray[Any]:
         number = self._numbers[name]
         spec = self.manifest.tensors[number]
-        storage = STORAGE[spec.dtype]
-        if spec.axis == "sample":
-            shape: tuple[int, ...] = (len(places), spec.width)
-        else:
-            shape = (len(places), int(lengths.max(initial=0)), spec.width)
-        gathered = np.full(shape, padding, storage)
-        shards, records = self._index.shards[places], self._index.records[places]
-        for out, shard, record in zip(gathered, shards.tolist(), records.tolist(), strict=True):
-            rows = self._shards[shard].rows(spec, number, record)
+        rows_of = [shard.rows(spec, number, record) for shard, record in places]
+        if spec.axis not in ("sample", "token"):
+            return np.concatenate([np.empty((0, spec.width), STORAGE[spec.dtype]), *rows_of])
+        shape = (len(places), *((int(lengths.max(initial=0)),) if spec.axis == "token" else ()))
+        gathered = np.full((*shape, spec.width), padding, STORAGE[spec.dtype])
+        for out, rows in zip(gathered, rows_of, strict=True):
             if spec.axis == "sample":
                 out[:] = rows[0]
             else:
                 out[: len(rows)] = rows
-        return _as_tensor(gathered, spec)
+        return gathered
 
     def summary(self) -> CacheSummary:
         """Kinds, counts and bytes per token, for people to read."""
-        plan = self.manifest.plan
-        layouts = [shard.layout for shard in self._shards]
-        num_tokens = sum(layout.num_tokens for layout in layouts)
-        num_bytes: dict[str, int] = {"index": sum(layout.index_end for layout in layouts)}
-        for spec in self.manifest.tensors:
+        manifest = self.manifest
+        layouts = [manifest.layout(entry) for entry in manifest.shards]
+        num_tokens = sum(entry.num_tokens for entry in manifest.shards)
+        num_bytes = {
+            "index": sum(layout.index_end for layout in layouts)
+            + sum(entry.num_bytes for entry in manifest.others if entry.file == INDEX)
+        }
+        for spec in manifest.tensors:
             placed = [layout.placed[spec.name] for layout in layouts]
             num_bytes[spec.name] = sum(at.end - at.begin for at in placed)
         return CacheSummary(
-            plan.keep,
-            plan.hidden_layers,
-            plan.temperatures,
+            manifest.plan.keep,
+            manifest.plan.hidden_layers,
+            manifest.plan.temperatures,
             len(self),
             num_tokens,
             sum(num_bytes.values()),
+            sum(entry.num_bytes for entry in manifest.others if entry.file == HEAD),
             {name: count / max(num_tokens, 1) for name, count in num_bytes.items()},
         )
 
 
-class _Index:
-    """Where each sample lies, over all shards; built when the first batch is read."""
-
-    def __init__(self, shards: list[Shard]) -> None:
-        counts = [len(shard.sample_ids) for shard in shards]
-        self.shards = np.repeat(np.arange(len(shards)), counts)
-        self.records = np.concatenate([np.arange(count) for count in counts])
-        self.lengths = np.concatenate([np.diff(shard.token_offsets) for shard in shards])
-        self._hashes = np.concatenate([shard.token_hashes for shard in shards])
-        self._ids = np.concatenate([shard.sample_ids for shard in shards])
-        self._order = np.argsort(self._ids, kind="stable")
-        self._sorted = self._ids[self._order]
-
-    def places(self, sample_ids: NDArray[np.int64], path: Path) -> NDArray[np.int64]:
-        at = np.searchsorted(self._sorted, sample_ids)
-        at = np.minimum(at, len(self._sorted) - 1)
-        absent = self._sorted[at] != sample_ids
-        if absent.any():
-            raise checks.sample_not_cached(path, int(sample_ids[absent][0]), len(self._ids))
-        return self._order[at]
-
-    def require_hashes(self, places: NDArray[np.int64], hashes: NDArray[np.uint64]) -> None:
-        stored = self._hashes[places]
-        other = np.flatnonzero(stored != hashes)
-        if len(other):
-            first = int(other[0])
-            sample_id = int(self._ids[places[first]])
-            raise checks.other_tokens(sample_id, int(stored[first]), int(hashes[first]))
-
-
-def _as_tensor(rows: NDArray[Any], spec: TensorSpec) -> Tensor:
-    if spec.dtype == "BF16":
-        return torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(rows)
+def _require_hashes(places: list[tuple[Shard, int]], hashes: NDArray[np.uint64]) -> None:
+    for (shard, record), asked in zip(places, hashes.tolist(), strict=True):
+        if (stored := int(shard.token_hashes[record])) != asked:
+            raise checks.other_tokens(int(shard.sample_ids[record]), stored, asked)

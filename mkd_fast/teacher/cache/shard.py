@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mkd_fast.checks import teacher as checks
-from mkd_fast.teacher.cache.format import ShardLayout, TensorSpec, crc32, layout_in_header
+from mkd_fast.checks import cache as checks
+from mkd_fast.teacher.cache.format import (
+    ShardLayout,
+    TensorSpec,
+    crc32,
+    layout_in_header,
+    offsets_name,
+)
 
 
 class Shard:
@@ -43,11 +49,17 @@ class Shard:
         self._arrays = {name: placed.view(mapped) for name, placed in layout.placed.items()}
         self.sample_ids: NDArray[np.int64] = self._arrays["index.sample_ids"]
         self.token_hashes: NDArray[np.uint64] = self._arrays["index.token_hashes"]
-        self.token_offsets: NDArray[np.int64] = self._arrays["index.token_offsets"]
         self.record_crc32: NDArray[np.uint32] = self._arrays["index.record_crc32"]
-        ends = self.token_offsets[0], self.token_offsets[-1]
-        if ends != (0, layout.num_tokens) or (np.diff(self.token_offsets) < 0).any():
-            raise checks.cache_damaged(path, "its token offsets do not rise to its token count")
+        self.offsets: dict[str, NDArray[np.int64]] = {}
+        for axis, num_rows in list(zip(layout.axes, layout.num_rows, strict=True))[1:]:
+            offsets = self.offsets[axis] = self._arrays[offsets_name(axis)]
+            if (offsets[0], offsets[-1]) != (0, num_rows) or (np.diff(offsets) < 0).any():
+                raise checks.cache_damaged(path, f"its {axis} offsets do not rise to their count")
+
+    def num_rows(self, axis: str, record: int) -> int:
+        """How many rows a record has on an axis other than ``"sample"``."""
+        begin, end = self.offsets[axis][record : record + 2].tolist()
+        return int(end - begin)
 
     def rows(self, spec: TensorSpec, number: int, record: int) -> NDArray[Any]:
         """The rows of one record in one tensor, checked against their checksum.
@@ -60,7 +72,7 @@ class Shard:
         if spec.axis == "sample":
             begin, end = record, record + 1
         else:
-            begin, end = self.token_offsets[record], self.token_offsets[record + 1]
+            begin, end = self.offsets[spec.axis][record : record + 2]
         rows = self._arrays[spec.name][begin:end]
         if crc32(rows) != self.record_crc32[record, number]:
             sample_id = int(self.sample_ids[record])

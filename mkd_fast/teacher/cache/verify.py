@@ -1,10 +1,18 @@
 """Reading every byte of a cache to find what is damaged."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mkd_fast.checks import teacher as checks
-from mkd_fast.teacher.cache.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
+from mkd_fast.checks import cache as checks
+from mkd_fast.teacher.cache.head import require_whole
+from mkd_fast.teacher.cache.manifest import (
+    MANIFEST,
+    PLAN,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    read_manifest,
+)
 from mkd_fast.teacher.cache.shard import Shard
 
 
@@ -31,13 +39,27 @@ def verify(path: str | Path) -> tuple[Damage, ...]:
         manifest = read_manifest(folder / MANIFEST)
     except (ValueError, OSError) as error:
         return (Damage(MANIFEST, str(error)),)
-    listed = {entry.file for entry in manifest.shards}
-    strays = [file.name for file in folder.glob("shard-*") if file.name not in listed]
+    listed = {entry.file for entry in manifest.shards} | {other.file for other in manifest.others}
+    strays = [file.name for file in folder.glob("*.safetensors") if file.name not in listed]
     found = [Damage(name, "the manifest does not list it") for name in strays]
     for entry in manifest.shards:
         if reason := _damage(folder, manifest, entry):
             found.append(Damage(entry.file, reason))
+    for other in manifest.others:
+        if reason := _other_damage(folder / other.file, other):
+            found.append(Damage(other.file, reason))
+    unfinished = replace(manifest, shards=(), others=()).to_bytes()
+    if not (folder / PLAN).exists() or (folder / PLAN).read_bytes() != unfinished:
+        found.append(Damage(PLAN, "it is not the manifest's plan"))
     return tuple(sorted(found, key=lambda damage: damage.file))
+
+
+def _other_damage(path: Path, entry: FileEntry) -> str | None:
+    try:
+        require_whole(path, entry)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _damage(folder: Path, manifest: Manifest, entry: ShardEntry) -> str | None:

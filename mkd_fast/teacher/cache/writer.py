@@ -6,8 +6,8 @@ a run that was stopped and resumed ends with the same bytes as one that was not.
 
 import itertools
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mkd_fast.checks import teacher as checks
+from mkd_fast.checks import cache as checks
 from mkd_fast.files import make_folder, write_atomically
-from mkd_fast.teacher.cache.format import ShardLayout, TensorSpec, crc32, shard_name
+from mkd_fast.teacher.cache.format import ShardLayout, TensorSpec, axes_of, crc32, shard_name
+from mkd_fast.teacher.cache.index import index_parts
 from mkd_fast.teacher.cache.lock import LOCK, only_writer
 from mkd_fast.teacher.cache.manifest import (
+    HEAD,
+    INDEX,
     MANIFEST,
-    UNFINISHED,
+    PLAN,
+    FileEntry,
     Manifest,
+    Outputs,
     Plan,
     ShardEntry,
     read_manifest,
 )
 from mkd_fast.teacher.cache.shard import Shard, open_unlisted_shard
-
-_NO_IDS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,21 @@ class Records:
     Args:
         sample_ids: int64 ``[B]``.
         token_hashes: uint64 ``[B]``.
-        lengths: tokens of each sample, int64 ``[B]``.
-        tensors: by name, in storage dtype, contiguous: ``[B, width]`` or ``[tokens, width]``.
+        num_rows: of each sample on every axis but ``"sample"``, int64 ``[B]``.
+        tensors: by name, in storage dtype, contiguous: ``[rows, width]``.
     """
 
     sample_ids: NDArray[np.int64]
     token_hashes: NDArray[np.uint64]
-    lengths: NDArray[np.int64]
+    num_rows: dict[str, NDArray[np.int64]]
     tensors: dict[str, NDArray[Any]]
 
     def crc32s(self, tensors: tuple[TensorSpec, ...]) -> NDArray[np.uint32]:
         """The checksum of each record in each tensor, ``[B, tensors]``."""
         num_samples = len(self.sample_ids)
         sums = np.empty((num_samples, len(tensors)), np.uint32)
-        bounds = {"sample": range(num_samples + 1), "token": _offsets(self.lengths).tolist()}
+        bounds = {axis: _offsets(counts).tolist() for axis, counts in self.num_rows.items()}
+        bounds["sample"] = list(range(num_samples + 1))
         for number, spec in enumerate(tensors):
             rows = self.tensors[spec.name]
             for record, (begin, end) in enumerate(itertools.pairwise(bounds[spec.axis])):
@@ -67,132 +71,199 @@ def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 class CacheWriter:
     """Collect records into shards; from ``open_writer``, which holds the folder's lock.
 
+    It goes on where an earlier run was stopped. Of a finished cache (``repairs``) it asks for the
+    samples of damaged shards only, and writes these again.
+
     Args:
-        folder: of the cache; its unfinished capture, where it has one, is continued.
+        folder: of the cache.
         plan: what is being captured.
+        repairs: whether a finished cache may be here.
 
     Raises:
         ValueError: the folder holds a capture of another plan, or other files.
         OSError: the folder cannot be read.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan, *, repairs: bool = False) -> None:
         self.folder, self.plan = folder, plan
         self.num_samples = self.num_tokens = 0
         self._manifest: Manifest | None = None
         self._pending: list[Records] = []
         self._pending_bytes = 0
-        self._finished_ids = _NO_IDS  # of the run before, in order
-        self._finished_hashes = np.empty(0, np.uint64)
-        self._num_skipped = 0
-        self._has_last_shard = False
-        if (folder / UNFINISHED).exists():
-            self._resume(read_manifest(folder / UNFINISHED))
+        # of every shard that is known: what it must be, and its sample ids where it is whole
+        self._expected: list[ShardEntry] = []
+        self._whole: dict[int, Shard] = {}
+        self._ids: dict[int, NDArray[np.int64]] = {}
+        self._begins = np.zeros(1, np.int64)  # of each known shard, in samples
+        self._num_asked = 0
+        self._is_end_known = False
+        if repairs:
+            self._take_up(read_manifest(folder / MANIFEST))
+        elif (folder / PLAN).exists():
+            self._take_up(read_manifest(folder / PLAN))
         elif others := [p.name for p in folder.iterdir() if p.name != LOCK and p.suffix != ".tmp"]:
             raise checks.folder_not_empty(folder, min(others))
-        self._sorted_ids = np.sort(self._finished_ids)  # of every shard written
+        self._sorted_ids = np.sort(np.concatenate([np.empty(0, np.int64), *self._ids.values()]))
 
-    def _resume(self, manifest: Manifest) -> None:
+    def _take_up(self, manifest: Manifest) -> None:
         self.plan.require(manifest.plan, self.folder)
-        shards = _whole_shards(self.folder, manifest)
-        entries = tuple(_entry(shard.path, shard.layout, shard.sha256()) for shard in shards)
-        whole = {entry.file for entry in entries}
+        self._manifest = replace(manifest, shards=(), others=())
+        if manifest.shards:
+            self._expected = list(manifest.shards)
+            self._whole = _whole_shards_of(self.folder, manifest)
+            self._is_end_known = True
+        else:
+            self._whole = dict(enumerate(_first_whole_shards(self.folder, manifest)))
+            for shard in self._whole.values():
+                self._expected.append(_entry(shard.path, shard.layout, shard.sha256()))
+                # only the last shard of a capture may be smaller than the plan says
+                self._is_end_known = shard.layout.record_bytes < self.plan.shard_bytes
+        whole = {shard.path.name for shard in self._whole.values()}
         for path in self.folder.glob("shard-*.safetensors"):
             if path.name not in whole:
                 path.unlink()
-        self._manifest = replace(manifest, shards=entries)
-        self.num_samples = sum(entry.samples for entry in entries)
-        self.num_tokens = sum(entry.tokens for entry in entries)
-        if shards:
-            self._finished_ids = np.concatenate([shard.sample_ids for shard in shards])
-            self._finished_hashes = np.concatenate([shard.token_hashes for shard in shards])
-            # only the last shard of a capture may be smaller than the plan says
-            self._has_last_shard = shards[-1].layout.record_bytes < self.plan.shard_bytes
+        self._ids = {number: shard.sample_ids for number, shard in self._whole.items()}
+        self.num_samples = sum(self._expected[number].num_samples for number in self._whole)
+        self.num_tokens = sum(self._expected[number].num_tokens for number in self._whole)
+        counts = [entry.num_samples for entry in self._expected]
+        self._begins = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
 
     def skip(self, sample_ids: NDArray[np.int64], token_hashes: NDArray[np.uint64]) -> bool:
-        """Whether the run before has written this batch; asked for each batch, in order.
+        """Whether a whole shard has this batch; asked for each batch, in order.
 
         Raises:
-            ValueError: that run had other batches.
+            ValueError: it was captured from other batches.
         """
-        if self._num_skipped == len(self._finished_ids):
-            if self._has_last_shard:
-                raise checks.batches_changed(self.folder, self._num_skipped)
+        begin = self._num_asked
+        self._num_asked += len(sample_ids)
+        number = int(np.searchsorted(self._begins, begin, side="right")) - 1
+        if number == len(self._expected):
+            if self._is_end_known:
+                raise checks.batches_changed(self.folder, begin)
             return False
-        part = slice(self._num_skipped, self._num_skipped + len(sample_ids))
-        same_ids = np.array_equal(self._finished_ids[part], sample_ids)
-        if not same_ids or not np.array_equal(self._finished_hashes[part], token_hashes):
-            raise checks.batches_changed(self.folder, self._num_skipped)
-        self._num_skipped = part.stop
+        if (shard := self._whole.get(number)) is None:
+            return False
+        first = begin - int(self._begins[number])
+        part = slice(first, first + len(sample_ids))
+        same_ids = np.array_equal(shard.sample_ids[part], sample_ids)
+        if not same_ids or not np.array_equal(shard.token_hashes[part], token_hashes):
+            raise checks.batches_changed(self.folder, begin)
         return True
 
-    def begin(self, tensors: tuple[TensorSpec, ...]) -> None:
+    def begin(self, outputs: Outputs, tensors: tuple[TensorSpec, ...]) -> None:
         """Say what will be stored, before the first ``add``; write the plan if it is new."""
         if self._manifest is None:
-            self._manifest = Manifest.of_capture(self.plan, tensors)
-            write_atomically(self.folder / UNFINISHED, [self._manifest.to_bytes()])
-        elif tensors != self._manifest.tensors:
-            stored = self._manifest.tensors
-            raise checks.cache_of_another("capture", self.folder, "tensors", stored, tensors)
+            self._manifest = Manifest.of_capture(self.plan, outputs, tensors)
+            write_atomically(self.folder / PLAN, [self._manifest.to_bytes()])
+        found = Manifest.of_capture(self.plan, outputs, tensors)
+        for what in ("outputs", "tensors"):
+            stored, asked = getattr(self._manifest, what), getattr(found, what)
+            if stored != asked:
+                raise checks.cache_of_another("capture", self.folder, what, stored, asked)
 
     def add(self, records: Records) -> None:
         """Take the records of one batch, and write a shard where they fill it."""
         self._pending.append(records)
         self._pending_bytes += sum(rows.nbytes for rows in records.tensors.values())
         self.num_samples += len(records.sample_ids)
-        self.num_tokens += int(records.lengths.sum())
+        self.num_tokens += int(records.num_rows["token"].sum())
         if self._pending_bytes >= self.plan.shard_bytes:
             self._write_shard()
 
-    def finish(self) -> None:
-        """Write the last shard and the manifest; the cache is complete."""
+    def finish(self, head: Sequence[Any] | None = None) -> None:
+        """Write the last shard, the head's parts, the index and the manifest."""
         if self._pending:
             self._write_shard()
-        if self._num_skipped < len(self._finished_ids):
-            raise checks.batches_changed(self.folder, self._num_skipped)
-        if self._manifest is None or not self._manifest.shards:
+        if self._num_asked < self._begins[-1]:
+            raise checks.batches_changed(self.folder, self._num_asked)
+        if self._manifest is None or not self._expected:
             raise checks.no_batches()
-        write_atomically(self.folder / MANIFEST, [self._manifest.to_bytes()])
-        (self.folder / UNFINISHED).unlink()
+        shards = tuple(self._expected)
+        ids = [self._ids[number] for number in range(len(shards))]
+        write_manifest(self.folder, replace(self._manifest, shards=shards), ids, head)
 
     def _write_shard(self) -> None:
         assert self._manifest is not None, "begin comes before add"
         batches, tensors = self._pending, self._manifest.tensors
         sample_ids = np.concatenate([batch.sample_ids for batch in batches])
-        lengths = np.concatenate([batch.lengths for batch in batches])
         self._require_new(sample_ids)
+        axes = axes_of(tensors)
+        num_rows = {
+            axis: np.concatenate([batch.num_rows[axis] for batch in batches]) for axis in axes[1:]
+        }
         index: tuple[NDArray[Any], ...] = (
             sample_ids,
             np.concatenate([batch.token_hashes for batch in batches]),
-            _offsets(lengths),
+            *(_offsets(counts) for counts in num_rows.values()),
             np.concatenate([batch.crc32s(tensors) for batch in batches]),
         )
         index_crc32 = 0
         for part in index:
             index_crc32 = zlib.crc32(part.data, index_crc32)
-        layout = ShardLayout(
-            tensors, len(sample_ids), int(lengths.sum()), self._manifest.digest, index_crc32
-        )
+        totals = (len(sample_ids), *(int(counts.sum()) for counts in num_rows.values()))
+        layout = ShardLayout(tensors, totals, self._manifest.digest, index_crc32)
         stored = [name for name in layout.placed if not name.startswith("index.")]
         rows = (batch.tensors[name] for name in stored for batch in batches)
-        path = self.folder / shard_name(len(self._manifest.shards))
-        sha256 = write_atomically(path, [layout.header, *index, *rows])
-        entry = _entry(path, layout, sha256)
-        self._manifest = replace(self._manifest, shards=(*self._manifest.shards, entry))
+        number = next(n for n in itertools.count() if n not in self._ids)
+        path = self.folder / shard_name(number)
+        entry = _entry(path, layout, write_atomically(path, [layout.header, *index, *rows]))
+        if number == len(self._expected):
+            self._expected.append(entry)
+        elif entry != self._expected[number]:
+            path.unlink()
+            raise checks.repaired_otherwise(path, self._expected[number].sha256, entry.sha256)
+        self._ids[number] = sample_ids
         self._pending, self._pending_bytes = [], 0
 
     def _require_new(self, sample_ids: NDArray[np.int64]) -> None:
-        self._sorted_ids = np.sort(np.concatenate((self._sorted_ids, sample_ids)), kind="stable")
+        both = np.concatenate((self._sorted_ids, np.sort(sample_ids)))
+        self._sorted_ids = np.sort(both, kind="stable")  # which merges what is sorted already
         repeated = self._sorted_ids[1:][np.diff(self._sorted_ids) == 0]
         if len(repeated):
             raise checks.sample_captured_twice(int(repeated[0]))
 
 
+def write_manifest(
+    folder: Path,
+    manifest: Manifest,
+    ids_of_shards: Sequence[NDArray[np.int64]],
+    head: Sequence[Any] | None,
+) -> None:
+    """Complete a cache whose shards are written: its head, its index and, last, its manifest.
+
+    Args:
+        folder: of the cache.
+        manifest: with every shard.
+        ids_of_shards: sample ids of each, all different.
+        head: parts of the head's file, where ``"hidden"`` is kept.
+    """
+    files = {HEAD: head} if head is not None else {}
+    files[INDEX] = index_parts(ids_of_shards)
+    others = []
+    for name, parts in files.items():
+        sha256 = write_atomically(folder / name, parts)
+        num_bytes = sum(memoryview(part).nbytes for part in parts)
+        others.append(FileEntry(name, num_bytes, sha256))
+    whole = replace(manifest, others=tuple(others))
+    write_atomically(folder / MANIFEST, [whole.to_bytes()])
+
+
 def _entry(path: Path, layout: ShardLayout, sha256: str) -> ShardEntry:
-    return ShardEntry(path.name, layout.num_samples, layout.num_tokens, layout.index_crc32, sha256)
+    return ShardEntry(path.name, layout.num_rows, layout.index_crc32, sha256)
 
 
-def _whole_shards(folder: Path, manifest: Manifest) -> list[Shard]:
+def _whole_shards_of(folder: Path, manifest: Manifest) -> dict[int, Shard]:
+    """The shards of a finished cache that are as they were written, by number."""
+    whole = {}
+    for number, entry in enumerate(manifest.shards):
+        with suppress(ValueError, OSError):
+            shard = Shard(folder / entry.file, manifest.layout(entry))
+            if shard.sha256() == entry.sha256:
+                whole[number] = shard
+    return whole
+
+
+def _first_whole_shards(folder: Path, manifest: Manifest) -> list[Shard]:
     """The shards from the first on, up to one that is absent or damaged."""
     shards: list[Shard] = []
     while (path := folder / shard_name(len(shards))).exists():
@@ -206,13 +277,16 @@ def _whole_shards(folder: Path, manifest: Manifest) -> list[Shard]:
 
 
 @contextmanager
-def open_writer(folder: Path, plan: Plan, *, resume: bool) -> Iterator[CacheWriter]:
+def open_writer(
+    folder: Path, plan: Plan, *, resume: bool, repairs: bool = False
+) -> Iterator[CacheWriter]:
     """The only writer of a folder, for as long as the context lasts.
 
     Args:
         folder: made where it does not exist.
         plan: what is being captured.
         resume: False removes what an earlier capture, finished or not, has left there.
+        repairs: write only the damaged shards of the finished cache that is there.
 
     Raises:
         ValueError: the folder holds a capture of another plan, or other files.
@@ -222,7 +296,7 @@ def open_writer(folder: Path, plan: Plan, *, resume: bool) -> Iterator[CacheWrit
     make_folder(folder)
     with only_writer(folder):
         if not resume:
-            for pattern in (MANIFEST, UNFINISHED, "shard-*.safetensors"):
+            for pattern in (MANIFEST, PLAN, INDEX, HEAD, "shard-*.safetensors"):
                 for path in folder.glob(pattern):
                     path.unlink()
-        yield CacheWriter(folder, plan)
+        yield CacheWriter(folder, plan, repairs=repairs)

@@ -1,0 +1,73 @@
+"""What a kind of target is asked for, and what it is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mkd_fast.losses.targets import (
+    PackedSampledTeacher,
+    SampledTeacher,
+    SparseTeacher,
+)
+from mkd_fast.teacher.cache.format import TensorSpec
+
+# N rows (samples, or real tokens of a batch), V vocabulary, D width, K kept, B samples, S tokens
+# of the longest of them
+
+Arrays = dict[str, NDArray[Any]]
+LogitsTarget = Tensor | SparseTeacher | SampledTeacher | PackedSampledTeacher
+
+# The stored rows of a batch by their tensor's name: padded with the given value to [B, width] or
+# [B, S, width]; those of a tensor with an axis of its own end to end.
+Read = Callable[[str, int], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which samples N rows belong to: all that a random choice may depend on.
+
+    Args:
+        sample_ids: int64 ``[B]``.
+        num_rows: of each sample, int64 ``[B]``; their sum is N.
+    """
+
+    sample_ids: NDArray[np.int64]
+    num_rows: NDArray[np.int64]
+
+
+class LogitsKind(Protocol):
+    """A kind of target that is made of logits: one of ``keep``."""
+
+    @property
+    def name(self) -> str:
+        """As ``keep`` spells it; the names of the stored tensors begin with it."""
+        ...
+
+    @property
+    def temperatures(self) -> tuple[float, ...] | None:
+        """Those that it serves; None for any."""
+        ...
+
+    def specs(self, axis: str) -> tuple[TensorSpec, ...]:
+        """What is stored, where there are logits for every ``"sample"`` or every ``"token"``."""
+        ...
+
+    def choices(self, origin: Origin) -> dict[str, Tensor]:
+        """What ``on_device`` wants besides the logits, made on the host, ``[N, ...]`` each."""
+        ...
+
+    def on_device(self, z_NV: Tensor, choices: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the host needs of some rows, float32 on the teacher's device."""
+        ...
+
+    def on_host(self, made: Arrays) -> Arrays:
+        """What is stored, by name, from what ``on_device`` made of all rows."""
+        ...
+
+    def target(self, read: Read, temperature: float) -> LogitsTarget:
+        """What a loss takes."""
+        ...
