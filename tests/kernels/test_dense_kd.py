@@ -133,8 +133,16 @@ CASES: dict[str, dict[str, Any]] = {
     "logits of 1e4": case(3, SHIFTED, size=1e4),
     "logits of 1e4, reverse": case(3, SHIFTED, size=1e4, divergence="reverse_kl"),
     **{
-        f"{name}, one-hot teacher": changed(case(5, TILE, **DIVERGENCES[name]), teacher=([7], 1e4))
-        for name in FINITE
+        f"{name}, logits of 1e4": case(40, TILE, size=1e4, **fields)
+        for name, fields in DIVERGENCES.items()
+        if "-" not in name  # infinite
+    },
+    **{
+        f"{name}, one-hot teacher": changed(
+            case(40, TILE, **fields),
+            teacher=([7], 30.0 if name == "alpha_beta(-0.3, 1.0)" else 1e4),
+        )
+        for name, fields in DIVERGENCES.items()
     },
     **{
         f"{name}, teacher without some columns": changed(
