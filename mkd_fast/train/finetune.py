@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
+from mkd_fast import progress
 from mkd_fast.data import LabelledText, tokenise
 from mkd_fast.files import read_json, write_json
 from mkd_fast.packaged import home_folder
 from mkd_fast.teacher.cache import fingerprint_model
-from mkd_fast.train import models, progress
+from mkd_fast.train import models
 from mkd_fast.train.config import Config
 from mkd_fast.train.loop import FitResult, fit
 from mkd_fast.train.tasks import LabelTask

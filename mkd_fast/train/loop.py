@@ -15,11 +15,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mkd_fast import progress
 from mkd_fast.checks import train as checks
 from mkd_fast.data.batches import Batch
 from mkd_fast.losses import LossOutput
 from mkd_fast.teacher.cache import CachedBatch
-from mkd_fast.train import checkpoint, progress
+from mkd_fast.train import checkpoint
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast
 from mkd_fast.train.prefetch import prefetch

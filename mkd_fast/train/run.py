@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mkd_fast import progress
 from mkd_fast.checks import train as checks
 from mkd_fast.data import TokenisedText, tokenise
 from mkd_fast.data.batches import Batch, collate, evaluation_batches
@@ -27,7 +28,7 @@ from mkd_fast.teacher.cache import Fingerprints, TeacherCache, fingerprint_token
 from mkd_fast.teacher.capture import CaptureProgress, capture
 from mkd_fast.teacher.pretrained import resolve_model
 from mkd_fast.train import corpus as corpora
-from mkd_fast.train import models, progress
+from mkd_fast.train import models
 from mkd_fast.train.config import Config, OptimConfig, to_dict
 from mkd_fast.train.device import choose_device
 from mkd_fast.train.finetune import FinetunedTeacher, finetuned_teacher

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mkd_fast import progress
 from mkd_fast.evaluate.plots import write_plots
 from mkd_fast.evaluate.report import ModelResult, results_table, write_report
 from mkd_fast.files import writing_into
-from mkd_fast.train import progress
 from mkd_fast.train.config import load
 from mkd_fast.train.run import COPIED, SCRATCH, STUDENT, TEACHER, Run
 
