@@ -1,7 +1,7 @@
 """Errors of the student room."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mkd_fast.checks.wording import one_of as one_of
 from mkd_fast.checks.wording import type_error, value_error
@@ -62,20 +62,6 @@ def teacher_not_copyable(fact: str, way_out: str) -> ValueError:
     """Weights that are not plain numbers in one place."""
     return value_error(
         "copy_init", "teacher_model must hold floating-point weights on one device", fact, way_out
-    )
-
-
-def layer_list_not_found(
-    model: str, name: str | None, num_layers: int | None, lengths: Mapping[str, int]
-) -> ValueError:
-    """No module list, or several, that could be the layers."""
-    found = ", ".join(f"{path!r} ({length})" for path, length in lengths.items()) or "none"
-    asked = f"layer_list={name!r} among " if name is not None else ""
-    return value_error(
-        "copy_init",
-        f"{model} must have one nn.ModuleList of config.num_hidden_layers = {num_layers} layers",
-        f"{asked}these lists: {found}",
-        "Name the one of that length with layer_list=, if there is one.",
     )
 
 

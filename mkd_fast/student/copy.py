@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mkd_fast.checks import student as checks
+from mkd_fast.layer_list import find_layer_list
 from mkd_fast.student.depth import choose_layers
 from mkd_fast.student.plan import Source, plan_copy, tied_names
 from mkd_fast.student.report import CopiedTensor, CopyReport, PartSize
-from mkd_fast.student.structure import find_layer_list, offset_positions, padding_index
+from mkd_fast.student.structure import offset_positions, padding_index
 from mkd_fast.student.vocabulary import TokenMap
 
 PARTS = ("word embeddings", "layers", "other embeddings", "head")
@@ -75,7 +76,7 @@ def copy_with_report(
     _check_copyable(teacher_model)
     if hidden_size not in (None, teacher_model.config.hidden_size):
         raise checks.width_copy_missing(hidden_size, teacher_model.config.hidden_size)
-    list_name = find_layer_list(teacher_model, layer_list)
+    list_name = find_layer_list("copy_init", teacher_model, layer_list)
     layers = choose_layers(depth, teacher_model.config.num_hidden_layers, num_layers)
     token_map = None
     if keep_token_ids is not None:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, BertModel
 
+from mkd_fast.layer_list import find_layer_list
 from mkd_fast.student import choose_layers, copy_init, copy_with_report, scratch_like
-from mkd_fast.student.structure import find_layer_list
 
 FAMILIES = ("Bert", "BertWithPadOne", "Roberta", "XLMRoberta", "DistilBert")
 HEADS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM")
@@ -32,7 +32,7 @@ def outputs(model, pad):
 def with_layers(teacher, layers):
     """The teacher itself with a shorter list of layers: what a depth copy has to equal."""
     shorter = copy.deepcopy(teacher)
-    parent, _, child = find_layer_list(teacher).rpartition(".")
+    parent, _, child = find_layer_list("copy_init", teacher).rpartition(".")
     kept = [getattr(shorter.get_submodule(parent), child)[i] for i in layers]
     setattr(shorter.get_submodule(parent), child, nn.ModuleList(kept))
     return shorter
