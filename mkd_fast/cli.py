@@ -1,14 +1,14 @@
 """``mkd-fast``: the stages of a run one by one or all at once, and what this machine can do."""
 
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mkd_fast.checks import train as checks
+from mkd_fast.cli_cache import cache
+from mkd_fast.cli_errors import reports_errors
 
 if TYPE_CHECKING:
     from mkd_fast.train.run import Run
@@ -19,32 +19,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil large multilingual transformers into small ones.",
 )
+app.add_typer(cache, name="cache")
 
 Recipe = Annotated[Path, typer.Argument(help="A TOML file; see recipes/.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting of the recipe."),
 ]
-P = ParamSpec("P")
-
-
-def _reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Bad input ends with its message and exit code 2, Ctrl-C with 130; a bug with a traceback."""
-
-    @wraps(command)
-    def reporting(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            typer.echo("\nStopped. The same command goes on from the last checkpoint.", err=True)
-            raise typer.Exit(130) from None
-        except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-            if not checks.is_ours(error):
-                raise
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from error
-
-    return reporting
+_reports_errors = reports_errors(
+    "Stopped. The same command goes on from the last checkpoint.",
+)
 
 
 def _run(recipe: Path, settings: list[str] | None) -> "Run":

@@ -10,6 +10,7 @@ from importlib import metadata
 import pytest
 import tiny_job
 import torch
+from cli_call import assert_told, call
 from file_limit import file_size_limit
 from tiny_problem import metric_rows
 from typer.testing import CliRunner
@@ -39,21 +40,6 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def recipe(tmp_path):
     return tiny_job.write_job(tmp_path)
-
-
-def call(command, *arguments, **settings):
-    """Run a command in this process; settings are ``section__key=value``."""
-    sets = [f"--set={name.replace('__', '.')}={value}" for name, value in settings.items()]
-    return CliRunner().invoke(app, [command, *map(str, arguments), *sets])
-
-
-def assert_told(result, *words):
-    """Exit code 2, and one line on stderr that holds these words."""
-    assert result.exit_code == 2, (result.output, result.exception)
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    for part in words:
-        assert part in result.stderr
 
 
 def contents(folder):

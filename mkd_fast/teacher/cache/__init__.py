@@ -6,7 +6,8 @@ from mkd_fast.teacher.cache.fingerprint import (
     fingerprint_tokenizer,
     token_hashes,
 )
-from mkd_fast.teacher.cache.reader import CachedBatch, CacheSummary, TeacherCache
+from mkd_fast.teacher.cache.reader import CachedBatch, TeacherCache
+from mkd_fast.teacher.cache.summary import CacheSummary
 from mkd_fast.teacher.cache.verify import Damage, verify
 
 __all__ = [

@@ -22,6 +22,7 @@ from mkd_fast.teacher.cache.index import SampleIndex
 from mkd_fast.teacher.cache.kinds import HIDDEN, LAST, LogitsKind, logits_kinds, matched_states
 from mkd_fast.teacher.cache.manifest import HEAD, INDEX, MANIFEST, PLAN, Manifest, read_manifest
 from mkd_fast.teacher.cache.shard import Shard
+from mkd_fast.teacher.cache.summary import CacheSummary, summarise
 
 # B samples, S tokens of the longest of them, V vocabulary, D width, K kept
 
@@ -75,31 +76,6 @@ class CachedBatch:
             hidden=tuple(map(acted, self.hidden)),
             hidden_mask=mask,
         )
-
-
-@dataclass(frozen=True)
-class CacheSummary:
-    """What a cache holds.
-
-    Args:
-        keep: kinds of targets.
-        hidden_layers: numbers of the layers kept.
-        temperatures: for which log_z is kept.
-        num_samples: records.
-        num_tokens: tokens of all records.
-        num_bytes: of all shards and the index.
-        head_bytes: of the teacher's head, stored once.
-        bytes_per_token: for each stored tensor, and for ``"index"``, which includes headers.
-    """
-
-    keep: tuple[str, ...]
-    hidden_layers: tuple[int, ...]
-    temperatures: tuple[float, ...]
-    num_samples: int
-    num_tokens: int
-    num_bytes: int
-    head_bytes: int
-    bytes_per_token: dict[str, float]
 
 
 class TeacherCache:
@@ -285,26 +261,7 @@ class TeacherCache:
 
     def summary(self) -> CacheSummary:
         """Kinds, counts and bytes per token, for people to read."""
-        manifest = self.manifest
-        layouts = [manifest.layout(entry) for entry in manifest.shards]
-        num_tokens = sum(entry.num_tokens for entry in manifest.shards)
-        num_bytes = {
-            "index": sum(layout.index_end for layout in layouts)
-            + sum(entry.num_bytes for entry in manifest.others if entry.file == INDEX)
-        }
-        for spec in manifest.tensors:
-            placed = [layout.placed[spec.name] for layout in layouts]
-            num_bytes[spec.name] = sum(at.end - at.begin for at in placed)
-        return CacheSummary(
-            manifest.plan.keep,
-            manifest.plan.hidden_layers,
-            manifest.plan.temperatures,
-            len(self),
-            num_tokens,
-            sum(num_bytes.values()),
-            sum(entry.num_bytes for entry in manifest.others if entry.file == HEAD),
-            {name: count / max(num_tokens, 1) for name, count in num_bytes.items()},
-        )
+        return summarise(self.manifest)
 
 
 def _require_hashes(places: list[tuple[Shard, int]], hashes: NDArray[np.uint64]) -> None:

@@ -1,5 +1,6 @@
 """Reading every byte of a cache to find what is damaged."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from mkd_fast.teacher.cache.manifest import (
 )
 from mkd_fast.teacher.cache.shard import Shard
 
+Each = Callable[[Sequence[ShardEntry | FileEntry]], Iterable[ShardEntry | FileEntry]]
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -24,11 +27,12 @@ class Damage:
     reason: str
 
 
-def verify(path: str | Path) -> tuple[Damage, ...]:
+def verify(path: str | Path, each: Each = iter) -> tuple[Damage, ...]:
     """Compare every file of a cache with its checksum.
 
     Args:
         path: the cache's folder.
+        each: hands on the listed files one by one, as ``tqdm`` does, to show how far it is.
 
     Returns:
         What is damaged, missing or should not be there, in the order of names; empty where all is
@@ -42,12 +46,13 @@ def verify(path: str | Path) -> tuple[Damage, ...]:
     listed = {entry.file for entry in manifest.shards} | {other.file for other in manifest.others}
     strays = [file.name for file in folder.glob("*.safetensors") if file.name not in listed]
     found = [Damage(name, "the manifest does not list it") for name in strays]
-    for entry in manifest.shards:
-        if reason := _damage(folder, manifest, entry):
+    for entry in each((*manifest.shards, *manifest.others)):
+        if isinstance(entry, ShardEntry):
+            reason = _damage(folder, manifest, entry)
+        else:
+            reason = _other_damage(folder / entry.file, entry)
+        if reason:
             found.append(Damage(entry.file, reason))
-    for other in manifest.others:
-        if reason := _other_damage(folder / other.file, other):
-            found.append(Damage(other.file, reason))
     unfinished = replace(manifest, shards=(), others=()).to_bytes()
     if not (folder / PLAN).exists() or (folder / PLAN).read_bytes() != unfinished:
         found.append(Damage(PLAN, "it is not the manifest's plan"))

@@ -1,0 +1,91 @@
+"""``mkd-fast cache ...``: look at what a teacher left on disk, check it, mend it, hand it on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from mkd_fast.checks import cache as checks
+from mkd_fast.cli_errors import reports_errors
+
+if TYPE_CHECKING:
+    from mkd_fast.teacher.cache.manifest import Manifest
+
+cache = typer.Typer(no_args_is_help=True, help="Look at, check, mend and hand on a teacher cache.")
+
+Cache = Annotated[Path, typer.Argument(help="A cache's folder.")]
+_reports_errors = reports_errors("Stopped. No finished file was lost.")
+T = TypeVar("T")
+
+
+def _shown(name: str, items: Sequence[T]) -> Iterator[T]:
+    """The same items, with a bar of how many are done."""
+    from mkd_fast import progress
+
+    with progress.bar(name, len(items)) as bar:
+        yield from bar.over(items, lambda item: 1)
+
+
+@cache.command()
+@_reports_errors
+def info(path: Cache) -> None:
+    """Show what a cache holds, its bytes per token, and where it comes from."""
+    from mkd_fast.teacher.cache.manifest import MANIFEST, PLAN
+    from mkd_fast.teacher.cache.reader import TeacherCache
+    from mkd_fast.teacher.cache.summary import read_unfinished
+
+    if (path / PLAN).exists() and not (path / MANIFEST).exists():
+        manifest, state = read_unfinished(path), "unfinished; capture goes on from here"
+    else:
+        manifest, state = TeacherCache.open(path).manifest, "finished"
+    for section, entries in _description(manifest, state).items():
+        typer.echo(section)
+        width = max(map(len, entries))
+        for name, value in entries.items():
+            typer.echo(f"  {name:<{width}}  {value}")
+
+
+def _description(manifest: "Manifest", state: str) -> dict[str, Mapping[str, object]]:
+    from mkd_fast.teacher.cache.summary import summarise
+
+    plan, outputs, summary = manifest.plan, manifest.outputs, summarise(manifest)
+    layers = " ".join(map(str, summary.hidden_layers))
+    sizes = {**summary.bytes_per_token, "together": sum(summary.bytes_per_token.values())}
+    return {
+        "cache": {
+            "state": state,
+            "kept": ", ".join(summary.keep),
+            "hidden layers": f"{layers} in {plan.hidden_dtype}" if layers else "none",
+            "temperatures": " ".join(map(str, summary.temperatures)) or "any",
+            "samples": f"{summary.num_samples:,}",
+            "tokens": f"{summary.num_tokens:,}",
+            "shards": f"{len(manifest.shards):,}",
+            "bytes": f"{summary.num_bytes:,}",
+            "of the head": f"{summary.head_bytes:,}",
+        },
+        "teacher": {
+            "columns": f"{outputs.num_columns:,}",
+            "softcap": outputs.softcap or "none",
+            "logit scale": outputs.logit_scale,
+        },
+        "fingerprints": {n: v or "not recorded" for n, v in asdict(plan.fingerprints).items()},
+        "bytes per token": {part: f"{size:10,.2f}" for part, size in sizes.items()},
+    }
+
+
+@cache.command()
+@_reports_errors
+def verify(path: Cache) -> None:
+    """Read every byte and compare it with its checksum: a line and exit code 1 for damage."""
+    from mkd_fast.teacher.cache.verify import verify
+
+    if not path.exists():
+        raise checks.missing_cache(path)
+    damages = verify(path, lambda files: _shown("verify", files))
+    for damage in damages:
+        typer.echo(f"{damage.file}: {damage.reason}")
+    if damages:
+        raise typer.Exit(1)
+    typer.echo("every file is as it was written")
