@@ -20,14 +20,16 @@ from mkd_fast.kernels.pointwise import (
     LOWEST,
     capped_gradient,
     contribution,
-    logits_of,
     squared_error,
 )
 from mkd_fast.kernels.row_blocks import (
     clear_row,
+    cross_entropy,
+    label_gradient,
     offsets_of,
     read_block,
     row_start,
+    shift_of,
     write_block,
 )
 from mkd_fast.kernels.tokens import counted, weight_of_token
@@ -148,11 +150,9 @@ def _sweep(
             if KD_GRAD:
                 result += (terms.kd_slope * weight) * kd_gradient
             if CE_GRAD:
-                soft = q
-                if OWN_SUM:
-                    soft = tl.exp2((z_s - top_s) * LOG2E) * scale_own
-                is_label = offsets_of(start, BLOCK, GROUP) == label + shift
-                result += (terms.ce_slope * weight) * (soft - is_label.to(tl.float32))
+                result += (terms.ce_slope * weight) * label_gradient(
+                    z_s, q, top_s, scale_own, label, start, shift, OWN_SUM, BLOCK, GROUP
+                )
             result = capped_gradient(result, z_s, student)
             write_block(grad, first_g, start, shift, num_columns, result, BLOCK, GROUP, LAYOUT)
     return tl.sum(values), tl.sum(centres)
@@ -181,13 +181,7 @@ def _row(
         statistics = 0.0, 0.0, 1.0, 1.0, 1.0, 0.0  # nobody asks
     label = 0
     if tokens.labels is not None:
-        label = tl.load(tokens.labels + row)
-        is_column = (label >= 0) & (label < V)
-        chosen = tl.load(
-            student.logits + row * student.stride + label, mask=is_column, other=float("nan")
-        )
-        own = LN2 * tl.log2(statistics[4])
-        ce = (statistics[0] - logits_of(chosen, student)) + own
+        label, ce = cross_entropy(student, tokens, row, statistics[0], statistics[4], V)
         tl.store(ce_values + row, ce)
     weight = weight_of_token(tokens)
     centre = statistics[5] * LN2
@@ -220,9 +214,7 @@ def dense_kd_rows(
     program = tl.program_id(0)
     if program < tokens.num:
         row = program.to(tl.int64)
-        shift = 0
-        if LAYOUT == "shifted":
-            shift = ((row * num_columns) % GROUP).to(tl.int32)
+        shift = shift_of(row, num_columns, GROUP, LAYOUT)
         first_g = row_start(row, num_columns, shift, GROUP, LAYOUT)
         if counted(tokens, row, True):
             _row(

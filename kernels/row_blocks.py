@@ -14,9 +14,18 @@ sides that are shifted differently, and loads column by column.
 import triton
 import triton.language as tl
 
-from mkd_fast.kernels.pointwise import logits_of
+from mkd_fast.kernels.pointwise import LN2, LOG2E, logits_of
 
 # V vocabulary
+
+
+@triton.jit
+def shift_of(row, num_columns, GROUP: tl.constexpr, LAYOUT: tl.constexpr):
+    """How many elements before its beginning a row is read from."""
+    shift = 0
+    if LAYOUT == "shifted":
+        shift = ((row * num_columns) % GROUP).to(tl.int32)
+    return shift
 
 
 @triton.jit
@@ -77,6 +86,34 @@ def write_block(
             tl.store(target, value, eviction_policy="evict_first")
         else:
             tl.store(target, value, mask=is_written, eviction_policy="evict_first")
+
+
+@triton.jit
+def cross_entropy(student, tokens, row, top, total, V):
+    """A row's label and -log softmax(z)[label], NaN where that names no column.
+
+    ``top`` is the row's maximum, ``total`` the sum of exponentials relative to it.
+    """
+    label = tl.load(tokens.labels + row)
+    is_column = (label >= 0) & (label < V)
+    at = student.logits + row * student.stride + label
+    chosen = logits_of(tl.load(at, mask=is_column, other=float("nan")), student)
+    return label.to(tl.int32), (top - chosen) + LN2 * tl.log2(total)
+
+
+@triton.jit
+def label_gradient(
+    z, q, top, scale, label, start, shift,
+    OWN_SUM: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a block's cross-entropy: softmax(z), which is q where T is 1, less 1 there.
+
+    ``scale`` is one over the sum of the exponentials that OWN_SUM asks for.
+    """
+    if OWN_SUM:
+        q = tl.exp2((z - top) * LOG2E) * scale
+    is_label = offsets_of(start, BLOCK, GROUP) == label + shift
+    return q - is_label.to(tl.float32)
 
 
 @triton.jit

@@ -16,7 +16,16 @@ import triton.language as tl
 
 from mkd_fast.kernels.hidden import hidden_error
 from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, capped_gradient, contribution, logits_of
-from mkd_fast.kernels.row_blocks import clear_row, offsets_of, read_block, row_start, write_block
+from mkd_fast.kernels.row_blocks import (
+    clear_row,
+    cross_entropy,
+    label_gradient,
+    offsets_of,
+    read_block,
+    row_start,
+    shift_of,
+    write_block,
+)
 from mkd_fast.kernels.tokens import counted, weight_of_token
 
 # N tokens, V vocabulary, K kept ids
@@ -257,11 +266,9 @@ def _write_outside(
         if KD_GRAD:
             result += (terms.kd_slope * weight * slope) * powers
         if CE_GRAD:
-            soft = powers * scale
-            if OWN_SUM:
-                soft = tl.exp2((z - top) * LOG2E) * scale_own
-            is_label = offsets_of(start, BLOCK, GROUP) == label + shift
-            result += (terms.ce_slope * weight) * (soft - is_label.to(tl.float32))
+            result += (terms.ce_slope * weight) * label_gradient(
+                z, powers * scale, top, scale_own, label, start, shift, OWN_SUM, BLOCK, GROUP
+            )
         result = capped_gradient(result, z, student)
         write_block(grad, first_g, start, shift, num_columns, result, BLOCK, GROUP, LAYOUT)
 
@@ -303,15 +310,8 @@ def _row(
     statistics = _statistics(student, first, shift, V, OWN_SUM, BLOCK, GROUP, LAYOUT)
     label = 0
     if tokens.labels is not None:
-        label = tl.load(tokens.labels + row)
-        is_column = (label >= 0) & (label < V)
-        chosen = tl.load(
-            student.logits + row * student.stride + label, mask=is_column, other=float("nan")
-        )
-        own = LN2 * tl.log2(statistics[2])
-        ce = (statistics[0] - logits_of(chosen, student)) + own
+        label, ce = cross_entropy(student, tokens, row, statistics[0], statistics[2], V)
         tl.store(ce_values + row, ce)
-        label = label.to(tl.int32)  # wrong only where CE is NaN
     outside = _outside(
         student, entries, statistics, row, first, shift, V,
         TAIL, SUM_OUTSIDE, K_BLOCK, BLOCK, GROUP, LAYOUT,
@@ -347,9 +347,7 @@ def sparse_kd_rows(
     program = tl.program_id(0)
     if program < tokens.num:
         row = program.to(tl.int64)
-        shift = 0
-        if LAYOUT == "shifted":
-            shift = ((row * num_columns) % GROUP).to(tl.int32)
+        shift = shift_of(row, num_columns, GROUP, LAYOUT)
         first_g = row_start(row, num_columns, shift, GROUP, LAYOUT)
         if counted(tokens, row, True):
             _row(
