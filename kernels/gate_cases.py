@@ -191,8 +191,11 @@ _OTHERS: tuple[dict[str, Any], ...] = (
 
 
 def all_cases() -> Iterator[Case]:
-    """The full grid: table entries x divergences x dtypes x one other option at a time."""
-    for num_columns, *parts in itertools.product(_COLUMNS, _DIVERGENCES, _DTYPES, _OTHERS):
-        fields = {name: value for part in parts for name, value in part.items()}
+    """The full grid: table entries x divergences x dtypes x one other option at a time.
+
+    An interrupted run has seen every table entry and divergence with the first of the others.
+    """
+    for *parts, num_columns in itertools.product(_OTHERS, _DTYPES, _DIVERGENCES, _COLUMNS):
+        fields = {name: value for part in reversed(parts) for name, value in part.items()}
         name = " ".join(f"{key}={value}".replace("torch.", "") for key, value in fields.items())
         yield Case(f"{num_columns} {name}", num_columns, **fields)

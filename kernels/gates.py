@@ -2,6 +2,7 @@
 
 ``python -m mkd_fast.kernels.gates`` compiles the launches that the tests check and prints a table;
 ``--all`` takes every combination of divergence, dtypes and flags, ``--json`` prints for programs.
+What has been compiled before is read from Triton's cache, so that an interrupted run goes on.
 The launches are planned as for real tensors, on torch's meta device, and handed to
 ``triton.compile``; registers, spills and shared memory are read from the binary. Run it without
 TRITON_INTERPRET, which leaves nothing to compile.
@@ -10,11 +11,14 @@ TRITON_INTERPRET, which leaves nothing to compile.
 import argparse
 import dataclasses
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,32 +216,49 @@ def scale_launches() -> list[Launch]:
     return [launch_of_scale(grad, grad.new_empty(shape)) for shape in ((), (512,))]
 
 
-def reports(cases: Iterable[Case]) -> Iterator[Report]:
+def reports(cases: Iterable[Case], num_processes: int = 1) -> Iterator[Report]:
     """Compile the launches of the cases for every target; the small kernels only once."""
-    compiled = set()
     for target in TARGETS:
         for launch in scale_launches():
             yield compile_launch("scale", launch, target)
+    if num_processes == 1:
+        yield from map(_compile, _jobs(cases))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, context) as pool:
+        yield from pool.map(_compile, _jobs(cases), chunksize=8)
+
+
+def _jobs(cases: Iterable[Case]) -> Iterator[tuple[Case, str, int]]:
+    """What to compile: a case, its target, and which of its launches."""
+    compiled = set()
     for case in cases:
         for target, gpu in TARGETS.items():
-            for launch in case.launches(gpu.warp_size):
+            for index, launch in enumerate(case.launches(gpu.warp_size)):
                 key = (target, launch.kernel.__name__)
                 if launch.is_register_bound or key not in compiled:
                     compiled.add(key)
-                    yield compile_launch(case.name, launch, target)
+                    yield case, target, index
+
+
+def _compile(job: tuple[Case, str, int]) -> Report:
+    case, target, index = job
+    return compile_launch(case.name, case.launches(TARGETS[target].warp_size)[index], target)
 
 
 def main() -> None:
     """Print the table; exit with 1 if anything spills."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="the full grid, tens of minutes")
+    parser.add_argument("--all", action="store_true", help="the full grid: 80 minutes of a core")
     parser.add_argument("--json", action="store_true", help="one object a line")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N")
     arguments = parser.parse_args()
     has_spilled = False
     out = sys.stdout
     if not arguments.json:
         out.write("target  warps  regs  spill  shared  16 B/other loads  stores  occupancy  case\n")
-    for report in reports(all_cases() if arguments.all else CASES):
+    cases = all_cases() if arguments.all else CASES
+    for report in reports(cases, arguments.processes):
         has_spilled |= report.spill_bytes > 0
         if arguments.json:
             out.write(json.dumps(dataclasses.asdict(report)) + "\n")
