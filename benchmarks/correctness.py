@@ -124,6 +124,12 @@ CHECKS = (
         for tail in ("bucket", "renormalize", "drop", "uniform")
     ),
     Check("top 16, reverse KL", 9000, spec={"divergence": "reverse_kl"}, tail="bucket"),
+    Check(
+        "top 16, alpha_beta, drop",
+        9000,
+        tail="drop",
+        spec={"divergence": "alpha_beta", "alpha_beta": (0.5, 0.5)},
+    ),
     Check("sampled", 9000, tail="sampled"),
 )
 

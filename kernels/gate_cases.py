@@ -154,6 +154,19 @@ CASES = (
     SparseCase("128k, top-k renormalized, jsd", 128256, "jsd", tail="renormalize", **_FLOAT32),
     SparseCase("XLM-R, top-k, jsd, int64 ids", 250002, "jsd", ids=torch.int64, **_FLOAT32),
     SparseCase("XLM-R, top-k, alpha_beta", 250002, "alpha_beta"),
+    SparseCase("32k, top-k uniform", 32000, tail="uniform"),
+    SparseCase(
+        "128k, top-k uniform, jeffreys, softcap", 128256, "jeffreys", tail="uniform", softcap=30.0
+    ),
+    SparseCase(
+        "XLM-R, top-k uniform, jsd, int64 ids",
+        250002,
+        "jsd",
+        tail="uniform",
+        ids=torch.int64,
+        **_FLOAT32,
+    ),
+    SparseCase("XLM-R, top-k dropped, alpha_beta", 250002, "alpha_beta", tail="drop", softcap=30.0),
     SparseCase("XLM-R, sampled, one value a token", 250002, tail="sampled", reduction="none"),
     SparseCase("128k, packed", 128256, tail="packed"),
 )

@@ -8,6 +8,7 @@ student's logits and their gradient. Loss, CE and H are those of dense_kd.py; D 
                   q_o = 1 - sum q_k
     renormalize   the same with p_k / sum p_k and p_o = 0
     drop          the same with p_o = 0 and p_k as they are
+    uniform       D over all V ids, of which each that is not kept has (1 - sum p_k) / (V - K)
     sampled       D = -sum_k w_k log q_k
 
 An event's gradient reaches the logits of its ids as in pointwise.py: a kept one is
@@ -19,12 +20,13 @@ and one outside has its share q_v / q_o of the last event, which is one multiple
     dD/dx_v = q_v (g_o + direct_o / q_o - centre)        forward_kl, bucket: q_v (1 - p_o / q_o)
 
 With p_o = 0 all divergences but alpha_beta are linear in the q outside, so that "anything else"
-stands for zeros written out as well.
+stands for zeros written out as well. With alpha_beta, but for a bucket, and with a uniform tail
+every id outside is an event of its own, whose gradient is that of a kept one; to know the centre
+takes a sweep over them.
 
 Saved for backward: the gradients themselves, in the dtypes of their inputs, nothing else.
 Deterministic: sums go in a fixed order, and there are no atomics.
-Not supported: float64; tail "uniform", and alpha_beta without a bucket, where zeros outside are not
-linear in q; an id twice in a row. An id that names no column makes its token's loss NaN.
+Not supported: float64; an id twice in a row. An id that names no column makes its token's loss NaN.
 """
 
 from dataclasses import dataclass
@@ -38,7 +40,7 @@ from mkd_fast.kernels.arguments import (
     row_layout,
     with_contiguous_columns,
 )
-from mkd_fast.kernels.launch import Launch, sparse_kd_config, warp_size_of
+from mkd_fast.kernels.launch import Launch, LaunchConfig, sparse_kd_config, warp_size_of
 from mkd_fast.kernels.plan import Frame, Results, Traffic, run
 from mkd_fast.kernels.sparse_kd_rows import sparse_kd_rows
 
@@ -52,6 +54,8 @@ def traffic(
     *,
     student_bytes: int,
     entry_bytes: int,
+    tail: str = "bucket",
+    divergence: str = "forward_kl",
     has_gradient: bool = True,
     has_tempered_labels: bool = False,
 ) -> Traffic:
@@ -63,18 +67,22 @@ def traffic(
         num_kept: K.
         student_bytes: of one logit of the student.
         entry_bytes: of one id and its value: 6 for int32 and bf16, 3 for packed entries.
+        tail: as in SparseTeacher; what lies outside takes a sweep of its own if it is uniform.
+        divergence: as in LossSpec; alpha_beta takes that sweep whatever the tail.
         has_gradient: whether the gradient is written.
         has_tempered_labels: whether there are labels and T is not 1, which costs one more
             exponential whenever a logit is read.
     """
-    num_reads = 2 if has_gradient else 1
+    num_sweeps = 2 if divergence == "alpha_beta" or tail == "uniform" else 1
+    num_reads = num_sweeps + has_gradient
     num_logits = num_rows * vocab_size
     # A kept logit is gathered for each of its sums, and its gradient stored once more.
     num_kept_bytes = (num_reads + 1) * (entry_bytes + student_bytes) + student_bytes * has_gradient
     return Traffic(
         num_bytes=num_logits * student_bytes * (num_reads + has_gradient)
         + num_rows * num_kept * num_kept_bytes,
-        num_operations=num_logits * (5 + 3 * has_gradient),  # shift, scale, add, max; then q
+        # shift, scale, add, max; then q
+        num_operations=num_logits * (5 * num_sweeps + 3 * has_gradient),
         num_exponentials=num_logits * num_reads * (2 if has_tempered_labels else 1),
     )
 
@@ -149,12 +157,18 @@ class Teacher:
 
 
 def plan(
-    inputs: Inputs, teacher: Teacher, options: Options, warp_size: int
+    inputs: Inputs,
+    teacher: Teacher,
+    options: Options,
+    warp_size: int,
+    config: LaunchConfig | None = None,
 ) -> tuple[list[Launch], Results]:
-    """The launches that compute the op, none of them run yet, and what they will write."""
-    assert teacher.tail != "uniform", "not_fusible refuses it"
+    """The launches that compute the op, none of them run yet, and what they will write.
+
+    ``config`` is tried instead of the launch table's: benchmarks/tune.py.
+    """
     student = inputs.student
-    config = sparse_kd_config(
+    config = config or sparse_kd_config(
         student.shape[1],
         logit_bytes=student.element_size(),
         hidden_bytes=inputs.hidden_bytes,
@@ -166,6 +180,7 @@ def plan(
         "entries": teacher.entries(options),
         "TAIL": teacher.tail,
         "SUM_OUTSIDE": _sum_outside(teacher.tail, options.resolved_divergence),
+        "EACH": _is_each_an_event(teacher.tail, options.divergence),
         "K_BLOCK": config.num_warps * warp_size,
         "GROUP": group,
         "LAYOUT": layout,
@@ -182,3 +197,8 @@ def _sum_outside(tail: str, divergence: str) -> str:
     if tail != "bucket" and divergence == "forward_kl":
         return "never"
     return "always" if divergence.startswith("alpha_beta") else "where they are few"
+
+
+def _is_each_an_event(tail: str, divergence: str) -> bool:
+    """Whether every column outside is one, instead of all of them together."""
+    return tail == "uniform" or (divergence == "alpha_beta" and tail != "bucket")

@@ -8,6 +8,9 @@ everywhere; after a barrier the kept columns' own gradients are stored over it.
 The student's mass outside is one minus its mass on the kept ids. Where so little is left that the
 difference is rounding, or the teacher's tail divides by it, the outside columns are summed by
 themselves, which takes a sweep more; rows like that are rare.
+
+With EACH every column outside is an event of its own, all of the same p. One more sweep over them
+adds what they contribute, and the last one computes each gradient anew.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -15,7 +18,7 @@ import triton
 import triton.language as tl
 
 from mkd_fast.kernels.hidden import hidden_error
-from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, capped_gradient, contribution, logits_of
+from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, capped_gradient, contribution
 from mkd_fast.kernels.row_blocks import (
     clear_row,
     cross_entropy,
@@ -25,6 +28,12 @@ from mkd_fast.kernels.row_blocks import (
     row_start,
     shift_of,
     write_block,
+)
+from mkd_fast.kernels.sparse_entries import (
+    only_outside,
+    student_logits,
+    sums_of_kept,
+    targets_of,
 )
 from mkd_fast.kernels.tokens import counted, weight_of_token
 
@@ -60,86 +69,16 @@ def _statistics(
 
 
 @triton.jit
-def _id_and_count(entries, row, slot, is_slot):
-    """A slot's id, -1 if it is empty, and of a packed entry how often it was drawn."""
-    if entries.targets is None:
-        first = entries.ids + row * entries.id_stride + slot * 3
-        low = tl.load(first, mask=is_slot, other=0).to(tl.int32)
-        middle = tl.load(first + 1, mask=is_slot, other=0).to(tl.int32)
-        high = tl.load(first + 2, mask=is_slot, other=0).to(tl.int32)
-        packed = low | (middle << 8) | (high << 16)
-        count = packed >> entries.id_bits
-        id = tl.where(count == 0, -1, packed & ((1 << entries.id_bits) - 1))
-    else:
-        id = tl.load(entries.ids + row * entries.id_stride + slot, mask=is_slot, other=-1)
-        count = tl.zeros_like(id)
-    return id.to(tl.int64), count
-
-
-@triton.jit
-def _targets(entries, row, slot, TAIL: tl.constexpr):
-    """Ids in some slots, with log p and p (or 0 and the weights), float64; p is 0 where empty.
-
-    The K entries are few, and one minus their sum is wanted: in float64 it is exact enough.
-    """
-    id, count = _id_and_count(entries, row, slot, slot < entries.num)
-    is_kept = id >= 0
-    if TAIL == "packed":
-        p = count.to(tl.float64) / entries.num_draws
-        log_p = tl.zeros_like(p)
-    else:
-        at = entries.targets + row * entries.target_stride + slot
-        stored = tl.load(at, mask=is_kept, other=0.0)
-        if TAIL == "sampled":
-            p = stored.to(tl.float64)
-            log_p = tl.zeros_like(p)
-        else:
-            z = logits_of(stored, entries).to(tl.float64)
-            log_z = tl.load(entries.log_z + row).to(tl.float64)
-            log_p = tl.where(is_kept, z / entries.temperature - log_z, -float("inf"))
-            p = tl.exp(log_p)
-    return id, log_p, p
-
-
-@triton.jit
-def _student_logits(student, row, id, V):
-    """The student's logits at some ids: -inf for none, NaN for one that names no column."""
-    is_column = (id >= 0) & (id < V)
-    stored = tl.load(student.logits + row * student.stride + id, mask=is_column, other=0.0)
-    outside = tl.where(id < 0, -float("inf"), float("nan"))
-    return tl.where(is_column, logits_of(stored, student), outside)
-
-
-@triton.jit
-def _sums_of_kept(student, entries, top, row, V, TAIL: tl.constexpr, K_BLOCK: tl.constexpr):
-    """The number of kept ids, the sum of their p, and that of the student's exponentials."""
-    num = tl.zeros([K_BLOCK], tl.int32)
-    mass = tl.zeros([K_BLOCK], tl.float64)
-    powers = tl.zeros([K_BLOCK], tl.float64)
-    for start in range(0, entries.num, K_BLOCK):
-        id, _, p = _targets(entries, row, start + tl.arange(0, K_BLOCK), TAIL)
-        z = _student_logits(student, row, id, V)
-        num += (id >= 0).to(tl.int32)
-        mass += p
-        powers += tl.exp((z - top).to(tl.float64) * student.to_bits * LN2)
-    return tl.sum(num), tl.sum(mass), tl.sum(powers)
-
-
-@triton.jit
 def _sum_outside(
     student, entries, row, first, shift, V,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+    K_BLOCK: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """Maximum and sum of tempered exponentials of the columns that are not kept."""
     top = tl.full([BLOCK // GROUP], LOWEST, tl.float32)
     total = tl.zeros([BLOCK // GROUP], tl.float32)
     for start in range(0, V + shift, BLOCK):
         z = read_block(student, first, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
-        for slot in range(0, entries.num):
-            id, _ = _id_and_count(entries, row, slot, True)
-            offset = (id + shift).to(tl.int32)
-            if (offset >= start) & (offset < start + BLOCK):
-                z = tl.where(offsets_of(start, BLOCK, GROUP) == offset, -float("inf"), z)
+        z = only_outside(z, -float("inf"), entries, row, start, shift, V, K_BLOCK, BLOCK, GROUP)
         new = tl.maximum(top, tl.max(z, 1))
         total = total * tl.exp2((top - new) * student.to_bits)
         total += tl.sum(tl.exp2((z - new[:, None]) * student.to_bits), 1)
@@ -151,22 +90,25 @@ def _sum_outside(
 @triton.jit
 def _outside(
     student, entries, statistics, row, first, shift, V,
-    TAIL: tl.constexpr, SUM_OUTSIDE: tl.constexpr, K_BLOCK: tl.constexpr,
+    TAIL: tl.constexpr, SUM_OUTSIDE: tl.constexpr, EACH: tl.constexpr, K_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """What _events needs to know of the row.
+    """What _events needs to know of the row, and p of each column outside.
 
     The sum of the student's exponentials, exact enough for all q to sum to 1. Of the event
-    "anything else" its p, and the maximum and sum of exponentials outside. The log of what the
-    kept p are divided by.
+    "anything else" its p, and the maximum and sum of exponentials outside: nothing with EACH. The
+    log of what the kept p are divided by.
     """
     top, total, _ = statistics
-    num, mass, powers = _sums_of_kept(student, entries, top, row, V, TAIL, K_BLOCK)
+    num, mass, powers = sums_of_kept(student, entries, top, row, V, TAIL, K_BLOCK)
     mass = tl.minimum(mass, 1.0)
     p = 0.0
+    p_each = tl.zeros_like(mass)
     log_divisor = 0.0
     if TAIL == "bucket":
         p = tl.where(num == V, 0.0, 1.0 - mass).to(tl.float32)
+    elif TAIL == "uniform":
+        p_each = tl.where(num == V, 0.0, (1.0 - mass) / (V - num))
     elif TAIL == "renormalize":
         log_divisor = tl.log(mass)
     total = total.to(tl.float64)
@@ -177,11 +119,14 @@ def _outside(
         is_exact = total_outside > total * tl.maximum(0.25 * p, _SMALLEST_DIFFERENCE)
         if SUM_OUTSIDE == "always" or not is_exact:
             top_outside, summed = _sum_outside(
-                student, entries, row, first, shift, V, BLOCK, GROUP, LAYOUT
+                student, entries, row, first, shift, V, K_BLOCK, BLOCK, GROUP, LAYOUT
             )
             total_outside = summed.to(tl.float64)
             total = powers + total_outside * tl.exp2((top_outside - top) * student.to_bits)
-    return total, p, top_outside, total_outside, log_divisor
+    if EACH:
+        top_outside = top
+        total_outside = tl.zeros_like(total)
+    return (total, p, top_outside, total_outside, log_divisor), p_each
 
 
 @triton.jit
@@ -192,11 +137,11 @@ def _events(
     """What the events of some slots add to D, with their ids and q; slot K is "anything else"."""
     top = statistics[0]
     total, p_outside, top_outside, total_outside, log_divisor = outside
-    id, log_p, p = _targets(entries, row, slot, TAIL)
+    id, log_p, p = targets_of(entries, row, slot, TAIL)
     if TAIL == "renormalize":
         log_p -= log_divisor
         p = tl.exp(log_p)
-    z = _student_logits(student, row, id, V)
+    z = student_logits(student, row, id, V)
     is_rest = slot == entries.num
     p = tl.where(is_rest, p_outside, p)
     log_p = tl.where(is_rest, tl.log(p), log_p)
@@ -245,9 +190,42 @@ def _sums_of_events(
 
 
 @triton.jit
+def _terms_of_columns(z, student, terms, top, columns, DIVERGENCE: tl.constexpr):
+    """Columns of a block that are an event each: what they add to D, their q, g and ``direct``."""
+    p, log2_p, log2_total, scale = columns
+    bits = (z - top) * student.to_bits
+    q = tl.exp2(bits) * scale
+    log2_p = tl.broadcast_to(log2_p, bits.shape)
+    value, g, direct = contribution(
+        p, q, log2_p, bits - log2_total, bits - (log2_total + log2_p), terms, DIVERGENCE
+    )
+    return value, q, g, direct
+
+
+@triton.jit
+def _sums_of_columns(
+    student, entries, terms, top, columns, row, first, shift, V,
+    DIVERGENCE: tl.constexpr, K_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """What the columns outside add to D, in bits, and to the centre."""
+    values = tl.zeros([BLOCK // GROUP], tl.float32)
+    centres = values
+    for start in range(0, V + shift, BLOCK):
+        z = read_block(student, first, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
+        z = only_outside(z, float("inf"), entries, row, start, shift, V, K_BLOCK, BLOCK, GROUP)
+        is_outside = z != float("inf")
+        value, q, g, direct = _terms_of_columns(z, student, terms, top, columns, DIVERGENCE)
+        values += tl.sum(tl.where(is_outside, value, 0.0), 1)
+        centres += tl.sum(tl.where(is_outside, direct + q * g, 0.0), 1)
+    return tl.sum(values), tl.sum(centres)
+
+
+@triton.jit
 def _write_outside(
-    student, terms, grad, statistics, top_outside, slope, weight, label, first, first_g, shift,
-    V, num_columns,
+    student, terms, grad, statistics, top_outside, slope, columns, centre, weight, label,
+    first, first_g, shift, V, num_columns,
+    DIVERGENCE: tl.constexpr, EACH: tl.constexpr,
     KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
@@ -263,7 +241,12 @@ def _write_outside(
         z = read_block(student, first, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_first")
         powers = tl.exp2((z - top_outside) * student.to_bits)
         result = tl.zeros([BLOCK // GROUP, GROUP], tl.float32)
-        if KD_GRAD:
+        if KD_GRAD and EACH:
+            _, q, g, direct = _terms_of_columns(z, student, terms, top, columns, DIVERGENCE)
+            is_column = (offsets_of(start, BLOCK, GROUP) - shift).to(tl.uint32, bitcast=True) < V
+            kd_gradient = tl.where(is_column, direct + q * (g - centre), 0.0)
+            result += (terms.kd_slope * weight) * kd_gradient
+        elif KD_GRAD:
             result += (terms.kd_slope * weight * slope) * powers
         if CE_GRAD:
             result += (terms.ce_slope * weight) * label_gradient(
@@ -301,8 +284,8 @@ def _write_kept(
 def _row(
     student, entries, tokens, terms, grad, kd_values, ce_values, row, shift, first_g,
     V, num_columns,
-    DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, SUM_OUTSIDE: tl.constexpr, K_BLOCK: tl.constexpr,
-    KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, SUM_OUTSIDE: tl.constexpr, EACH: tl.constexpr,
+    K_BLOCK: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """A row that counts."""
@@ -312,19 +295,31 @@ def _row(
     if tokens.labels is not None:
         label, ce = cross_entropy(student, tokens, row, statistics[0], statistics[2], V)
         tl.store(ce_values + row, ce)
-    outside = _outside(
+    outside, p_each = _outside(
         student, entries, statistics, row, first, shift, V,
-        TAIL, SUM_OUTSIDE, K_BLOCK, BLOCK, GROUP, LAYOUT,
+        TAIL, SUM_OUTSIDE, EACH, K_BLOCK, BLOCK, GROUP, LAYOUT,
     )  # fmt: skip
     kd, centre, slope = _sums_of_events(
         student, entries, terms, statistics, outside, row, V, DIVERGENCE, TAIL, K_BLOCK
     )
+    columns = None
+    if EACH:
+        p, log2_p = p_each.to(tl.float32), tl.log2(p_each).to(tl.float32)
+        log2_total, scale = tl.log2(outside[0]).to(tl.float32), (1.0 / outside[0]).to(tl.float32)
+        columns = p, log2_p, log2_total, scale
+        kd_each, centre_each = _sums_of_columns(
+            student, entries, terms, statistics[0], columns, row, first, shift, V,
+            DIVERGENCE, K_BLOCK, BLOCK, GROUP, LAYOUT,
+        )  # fmt: skip
+        kd += kd_each
+        centre += centre_each
     tl.store(kd_values + row, kd * terms.value_to_kd)
     if grad is not None:
         weight = weight_of_token(tokens)
         _write_outside(
-            student, terms, grad, statistics, outside[2], slope, weight, label, first, first_g,
-            shift, V, num_columns, KD_GRAD, CE_GRAD, OWN_SUM, BLOCK, GROUP, LAYOUT,
+            student, terms, grad, statistics, outside[2], slope, columns, centre.to(tl.float32),
+            weight, label, first, first_g, shift, V, num_columns,
+            DIVERGENCE, EACH, KD_GRAD, CE_GRAD, OWN_SUM, BLOCK, GROUP, LAYOUT,
         )  # fmt: skip
         if KD_GRAD:
             tl.debug_barrier()  # what other threads wrote to the kept columns comes before
@@ -337,8 +332,8 @@ def _row(
 @triton.jit
 def sparse_kd_rows(
     student, entries, tokens, terms, hidden, grad, kd_values, ce_values, V, num_columns,
-    DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, SUM_OUTSIDE: tl.constexpr, K_BLOCK: tl.constexpr,
-    KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
+    DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, SUM_OUTSIDE: tl.constexpr, EACH: tl.constexpr,
+    K_BLOCK: tl.constexpr, KD_GRAD: tl.constexpr, CE_GRAD: tl.constexpr, OWN_SUM: tl.constexpr,
     PER_TOKEN: tl.constexpr, WIDTHS: tl.constexpr, ALIGNMENTS: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
     HIDDEN_ROWS: tl.constexpr, HIDDEN_BLOCK: tl.constexpr,
@@ -352,8 +347,8 @@ def sparse_kd_rows(
         if counted(tokens, row, True):
             _row(
                 student, entries, tokens, terms, grad, kd_values, ce_values, row, shift, first_g,
-                V, num_columns, DIVERGENCE, TAIL, SUM_OUTSIDE, K_BLOCK, KD_GRAD, CE_GRAD, OWN_SUM,
-                BLOCK, GROUP, LAYOUT,
+                V, num_columns, DIVERGENCE, TAIL, SUM_OUTSIDE, EACH, K_BLOCK,
+                KD_GRAD, CE_GRAD, OWN_SUM, BLOCK, GROUP, LAYOUT,
             )  # fmt: skip
         else:
             clear_row(

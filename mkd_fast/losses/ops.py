@@ -140,26 +140,14 @@ def missing_kernels(device_type: str) -> str | None:
     return _MISSING_KERNELS.get(device_type, f"device type {device_type!r} has no kernels")
 
 
-# Device types whose kernels take what a sparse teacher did not keep for one event only.
-_WITHOUT_DENSE_TAIL = {"cuda"}
-
-
 def not_fusible(rows: Rows, spec: LossSpec) -> str | None:
     """None where a fused op computes exactly this loss, else what stands in the way."""
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform, which sees through plain torch only"
-    device_type = rows.student.device.type
-    if device_type in _WITHOUT_DENSE_TAIL and isinstance(rows.teacher, SparseTeacher):
-        tail = rows.teacher.tail
-        if tail == "uniform" or (tail != "bucket" and spec.divergence == "alpha_beta"):
-            return (
-                f"a SparseTeacher with tail={tail!r} and divergence={spec.divergence!r} has no "
-                "fused Triton kernel"
-            )
     for tensor in _floating_point(rows):
         if tensor.dtype not in FUSED_DTYPES:
             return f"{tensor.dtype} has no fused kernel"
-    return missing_kernels(device_type)
+    return missing_kernels(rows.student.device.type)
 
 
 def _floating_point(rows: Rows) -> Iterator[Tensor]:

@@ -25,7 +25,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             monkeypatch.setattr(torch.ops.mkd_fast, "sparse_kd", sparse_kd.sparse_kd)
             monkeypatch.setattr(torch.ops.mkd_fast, "scale_", scale.scale_)
             monkeypatch.setattr(ops, "missing_kernels", lambda device_type: None)
-            monkeypatch.setattr(ops, "_WITHOUT_DENSE_TAIL", {"cpu"})
             # The interpreter's numpy warns of the inf - inf and all-NaN rows that a GPU computes.
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)

@@ -14,7 +14,7 @@ from kd_evaluation import (
     evaluate,
     exact_and_plain,
 )
-from sparse_kd_cases import DIVERGENCES, case
+from sparse_kd_cases import ALPHA_BETAS, DIVERGENCES, KINDS, case
 
 from mkd_fast import SampledTeacher, SparseTeacher, kd_loss
 from mkd_fast.kernels.sparse_kd import traffic
@@ -63,11 +63,8 @@ def strided(tail: str) -> dict[str, Any]:
     return arguments | {"teacher": replace(teacher, **cut)}
 
 
-FINITE_WITHOUT_TAIL = (
-    "forward_kl",
-    "jsd",
-)  # though the student has mass where the teacher has none
-KINDS = ("bucket", "renormalize", "drop", "sampled", "packed")
+# though the student has mass where the teacher has none
+FINITE_WITHOUT_TAIL = ("forward_kl", "jsd", "alpha_beta")
 MASK = torch.tensor([True, False, True, True])
 HIDDEN = hidden_states((3, 2, 40), (3, 2, 24))
 # A case is named after the reason it exists.
@@ -83,6 +80,19 @@ CASES: dict[str, dict[str, Any]] = {
         for tail in ("renormalize", "drop")
         if name in FINITE_WITHOUT_TAIL
     },
+    **{f"uniform, {name}": case(4, SHORT, 5, "uniform", **f) for name, f in DIVERGENCES.items()},
+    **{
+        f"uniform, {name}, off 16 bytes": case(9, SHIFTED, 12, "uniform", temperature=2.0, **fields)
+        for name, fields in DIVERGENCES.items()
+    },
+    **{
+        f"{tail}, alpha_beta {a}, {b}": case(
+            3, SHIFTED, 9, tail, temperature=2.0, divergence="alpha_beta", alpha_beta=(a, b)
+        )
+        for a, b in ALPHA_BETAS
+        for tail in ("uniform", "renormalize", "drop")
+        if tail == "uniform" or min(a, b) > 0.0
+    },
     **{f"{kind}, several blocks": case(3, WHOLE, 12, kind, temperature=3.0) for kind in KINDS},
     **{
         f"{name}, {mass:g} of the student's mass outside": student_has_outside(mass, **fields)
@@ -92,14 +102,22 @@ CASES: dict[str, dict[str, Any]] = {
     "mass outside below float's range": student_has_outside(1e-60),
     # numbers of entries
     **{f"{kind}, one entry": case(3, SHORT, 1, kind) for kind in KINDS},
-    **{f"{kind}, no entries": case(3, SHORT, 0, kind) for kind in ("bucket", "drop", "packed")},
+    **{
+        f"{kind}, no entries": case(3, SHORT, 0, kind)
+        for kind in ("bucket", "drop", "uniform", "packed")
+    },
     **{f"{kind}, every id": case(3, 40, 40, kind) for kind in KINDS},
     **{f"every id, {name}": case(3, 40, 40, **fields) for name, fields in DIVERGENCES.items()},
     **{
         f"every id without a tail, {name}": case(3, 40, 40, "drop", **fields)
         for name, fields in DIVERGENCES.items()
-        if name != "alpha_beta"
     },
+    **{
+        f"every id with a uniform tail, {name}": case(3, 40, 40, "uniform", **fields)
+        for name, fields in DIVERGENCES.items()
+    },
+    "uniform, all ids but one": case(3, 40, 39, "uniform"),
+    "uniform, more entries than threads": case(2, SHIFTED, 700, "uniform"),
     "more entries than threads": case(2, SHIFTED, 700),
     "one column": case(3, 1, 1),
     # dtypes, and with them vector widths
@@ -108,6 +126,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16 of both, off 16 bytes": case(9, SHIFTED, 5, dtypes=(BF16, BF16)),
     "f16 student, bf16 values": case(3, WHOLE, 5, dtypes=(F16, BF16)),
     "f32 student, f16 weights": case(3, SHORT, 5, "sampled", dtypes=(F32, F16)),
+    "uniform, XLM-R": case(2, 250_002, 64, "uniform", dtypes=(BF16, BF16), temperature=2.0),
     "XLM-R": case(2, 250_002, 64, dtypes=(BF16, BF16), temperature=2.0),
     # temperatures, scales and weights
     "two temperatures": case(3, SHORT, 5, temperature=3.0, teacher_temperature=0.7),
@@ -115,6 +134,7 @@ CASES: dict[str, dict[str, Any]] = {
     "hot": case(3, SHORT, 5, temperature=20.0),
     "logit scales": case(3, SHORT, 5, temperature=2.0, logit_scale=-0.3, teacher_logit_scale=1.7),
     "softcap": case(3, SHORT, 5, temperature=2.0, softcap=4.0, logit_scale=0.7),
+    "uniform, softcap": case(3, SHORT, 5, "uniform", temperature=2.0, softcap=4.0),
     "softcap of either side": case(3, SHIFTED, 5, softcap=4.0, teacher_softcap=2.5),
     "softcap of the student alone": case(3, SHORT, 5, softcap=4.0, teacher_softcap=None),
     "no T^2": case(3, SHORT, 5, temperature=2.0, temperature_squared=False),
@@ -126,7 +146,9 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"{tail}, impossible columns": with_impossible_columns(tail) for tail in KINDS[:3]},
     # memory
     "padded columns": case(3, 72, 5, vocab_size=61),
+    "uniform, padded columns": case(9, 72, 5, "uniform", vocab_size=61),
     "padded columns, off 16 bytes": case(9, SHIFTED, 5, vocab_size=1024),
+    "uniform, padded columns, off 16 bytes": case(9, SHIFTED, 5, "uniform", vocab_size=1024),
     **{f"{kind}, rows of wider matrices": strided(kind) for kind in KINDS},
     # reductions and who counts
     "mean": case(7, SHORT, 5, reduction="mean"),
@@ -216,21 +238,6 @@ def test_value_without_gradient(device: str) -> None:
     assert torch.equal(value, evaluate(arguments, "fused", device)["loss"])
 
 
-@pytest.mark.parametrize(
-    ("tail", "fields"),
-    [("uniform", {}), ("drop", {"divergence": "alpha_beta", "alpha_beta": (0.5, 0.5)})],
-)
-def test_what_has_no_kernel_is_named(
-    tail: str, fields: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    divergence = fields.get("divergence", "forward_kl")
-    arguments = case(3, SHORT, 5, tail, **fields)
-    arguments = {name: converted(value, device) for name, value in arguments.items()}
-    message = f"tail='{tail}' and divergence='{divergence}' has no fused Triton kernel"
-    with pytest.raises(RuntimeError, match=message):
-        kd_loss(**arguments, impl="fused")
-
-
 def test_the_same_input_gives_the_same_bits(device: str) -> None:
     arguments = case(3, SHORT, 4, reduction="mean") | HIDDEN
     first, second = (evaluate(arguments, "fused", device) for _ in range(2))
@@ -242,5 +249,7 @@ def test_traffic_is_four_bytes_a_logit_and_two_that_the_cache_may_hold() -> None
     cost = traffic(8, 128_256, 64, student_bytes=2, entry_bytes=6)
     per_logit = cost.num_bytes / (8 * 128_256)
     assert 6 <= per_logit < 6.02
+    uniform = traffic(8, 128_256, 64, student_bytes=2, entry_bytes=6, tail="uniform")
+    assert uniform.num_bytes == pytest.approx(cost.num_bytes * 8 / 6, rel=1e-2)
     value_alone = traffic(8, 128_256, 64, student_bytes=2, entry_bytes=6, has_gradient=False)
     assert 2 <= value_alone.num_bytes / (8 * 128_256) < 2.01
