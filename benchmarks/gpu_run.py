@@ -30,7 +30,7 @@ from mkd_fast.checks import benchmarks as checks
 
 _EFFORT = Effort(warmup_s=0.1, measure_s=1.5, min_rounds=5, max_rounds=100)
 _CASE_S = 30.0  # most of it torch.compile's search
-_TUNING_S = 60.0
+_TUNING_S = 90.0
 _COUNTERS = (
     "dram__bytes.sum",
     "dram__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -155,7 +155,7 @@ def _print(op: str, measurement: Measurement) -> None:
 
 
 def write_tuning(out: Path, device: torch.device, clock: Clock, *, is_tiny: bool) -> None:
-    """Launch configurations of dense_kd, as far as the time goes."""
+    """Launch configurations of the kernels, as far as the time goes."""
     rows = []
     for row in tune.search(device, is_tiny=is_tiny, is_time_left=lambda: clock.has(5.0)):
         rows.append(row)

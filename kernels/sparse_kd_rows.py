@@ -195,7 +195,7 @@ def _terms_of_columns(z, student, terms, top, columns, DIVERGENCE: tl.constexpr)
     p, log2_p, log2_total, scale = columns
     bits = (z - top) * student.to_bits
     q = tl.exp2(bits) * scale
-    log2_p = tl.broadcast_to(log2_p, bits.shape)
+    log2_p = tl.broadcast_to(log2_p, bits.shape)  # conditions of two shapes are not interpreted
     value, g, direct = contribution(
         p, q, log2_p, bits - log2_total, bits - (log2_total + log2_p), terms, DIVERGENCE
     )
@@ -214,7 +214,7 @@ def _sums_of_columns(
     for start in range(0, V + shift, BLOCK):
         z = read_block(student, first, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
         z = only_outside(z, float("inf"), entries, row, start, shift, V, K_BLOCK, BLOCK, GROUP)
-        is_outside = z != float("inf")
+        is_outside = z != float("inf")  # as a logit it would have made the row's sums NaN
         value, q, g, direct = _terms_of_columns(z, student, terms, top, columns, DIVERGENCE)
         values += tl.sum(tl.where(is_outside, value, 0.0), 1)
         centres += tl.sum(tl.where(is_outside, direct + q * g, 0.0), 1)

@@ -44,7 +44,11 @@ def test_a_run_leaves_every_table(few_cases: None, tmp_path: Path) -> None:
     assert [row["verdict"] for row in tables["correctness.csv"]] == ["right"]
     timed = {(row["case"], row["variant"]) for row in tables["dense_kd.csv"]}
     assert len(timed) == 2
-    assert {row["is_table"] for row in tables["tuning.csv"]} == {"True", "False"}
+    assert {(row["op"], row["is_table"]) for row in tables["tuning.csv"]} == {
+        (op, is_table)
+        for op in ("dense_kd", "sparse_kd", "hidden")
+        for is_table in ("True", "False")
+    }
     assert tables["skipped.csv"] == []
 
 
@@ -115,17 +119,16 @@ def test_candidates_begin_with_the_table_and_differ(entry: tune.Entry) -> None:
     assert len({table, *others}) == 1 + len(others)
     for config in others:
         assert config.block & (config.block - 1) == 0
+        assert config.hidden_rows & (config.hidden_rows - 1) == 0
         assert config.num_warps >= 2
 
 
 def test_the_fastest_configuration_is_printed_as_a_row() -> None:
     config = launch.LaunchConfig("rows", 1, 2048, 8, 1, 128)
-    rows = [
-        {"dtype": "bfloat16", "num_columns": 32000, "ratio": r, **vars(config)} for r in (0.9, 1)
-    ]
-    (line,) = tune.table_rows(rows)
+    shape = {"op": "sparse_kd", "dtype": "bfloat16", "num_columns": 32000}
+    (line,) = tune.table_rows([{**shape, "ratio": r, **vars(config)} for r in (0.9, 1)])
     assert line.startswith(
-        "bfloat16, 32000 columns: LaunchConfig(kernel='rows', rows=1, block=2048"
+        "sparse_kd, bfloat16, 32000 columns: LaunchConfig(kernel='rows', rows=1, block=2048"
     )
     assert line.endswith("# 0.90 of the table's time")
 
