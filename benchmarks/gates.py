@@ -5,6 +5,7 @@
 occupancy. Without a GPU, and without TRITON_INTERPRET.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ def write(reports: Iterable[gates.Report], folder: Path) -> Path:
 
 def main() -> None:
     """Compile, and write."""
-    path = write(gates.reports(CASES), Path("benchmarks/results/gates"))
+    path = write(gates.reports(CASES, os.cpu_count() or 1), Path("benchmarks/results/gates"))
     print(f"written: {path}")
 
 

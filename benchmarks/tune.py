@@ -30,6 +30,7 @@ _SPEC = LossSpec(temperature=TEMPERATURE, ce_weight=CE_WEIGHT)
 _HIDDEN_SPEC = LossSpec(kd_weight=0.0, hidden_weight=1.0)
 _NUM_ROWS = 2048
 
+Op = Literal["dense_kd", "sparse_kd", "hidden"]
 COLUMNS = (
     "op", "dtype", "num_columns", "is_table",
     *(field.name for field in fields(launch.LaunchConfig)), "p50_ms", "ratio", "share_of_limit",
@@ -40,7 +41,7 @@ COLUMNS = (
 class Entry:
     """What the launch table distinguishes; the columns of ``hidden`` are those of its states."""
 
-    op: Literal["dense_kd", "sparse_kd", "hidden"]
+    op: Op
     dtype: torch.dtype
     num_columns: int
 
@@ -73,15 +74,16 @@ class Entry:
 
 
 # What matters most comes first: a search may be short of time.
+_SHAPES: tuple[tuple[Op, int], ...] = (
+    ("dense_kd", 128_256), ("sparse_kd", 128_256), ("hidden", 4096),
+    ("dense_kd", 32_000), ("sparse_kd", 32_000), ("dense_kd", 60), ("hidden", 768),
+    ("dense_kd", 8192), ("dense_kd", 250_002), ("sparse_kd", 250_002), ("dense_kd", 1024),
+)  # fmt: skip
 ENTRIES = tuple(
     Entry(op, dtype, num_columns)
     for dtype in (torch.bfloat16, torch.float32)
-    for op, num_columns in (
-        ("dense_kd", 128_256), ("sparse_kd", 128_256), ("hidden", 4096),
-        ("dense_kd", 32_000), ("sparse_kd", 32_000), ("dense_kd", 60), ("hidden", 768),
-        ("dense_kd", 8192), ("dense_kd", 250_002), ("sparse_kd", 250_002), ("dense_kd", 1024),
-    )
-)  # fmt: skip
+    for op, num_columns in _SHAPES
+)
 _TINY_ENTRIES = (
     Entry("dense_kd", torch.bfloat16, 60),
     Entry("sparse_kd", torch.bfloat16, 60),
