@@ -125,6 +125,7 @@ def linear_kd_loss(  # noqa: D417 (some arguments are described together)
         hidden_mask=hidden_mask,
         hidden_projection=hidden_projection,
     )
+    flat.check_ids()
     num_columns = flat.vocab_size
     if shard is not None:  # as many rows a chunk on every process, whose exchanges are in step
         flat = replace(flat, vocab_size=shard.num_real(len(student_weight)))

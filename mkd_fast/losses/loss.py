@@ -93,7 +93,11 @@ def kd_loss(
 
 def of_rows(flat: rows.Rows, spec: LossSpec, impl: Impl | None) -> LossOutput:
     """The loss of checked rows, one value a token in the shape that was flattened."""
-    out = ops.fused(flat, spec) if takes_fused(flat, spec, impl) else reference.kd(flat, spec)
+    if takes_fused(flat, spec, impl):
+        out = ops.fused(flat, spec)
+    else:
+        flat.check_ids()
+        out = reference.kd(flat, spec)
     if spec.reduction != "none":
         return out
     parts = (out.loss, out.kd, out.ce, out.hidden)

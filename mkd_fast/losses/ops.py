@@ -215,22 +215,26 @@ def spec_options(spec: LossSpec) -> dict[str, Any]:
 def run(rows: Rows, spec: LossSpec, *, needs_grad_student: bool, needs_grad_hidden: bool) -> Any:
     """Call the op for these rows: (loss, kd, ce, hidden, grad_student, grad_hidden)."""
     op, teacher, teacher_options = _teacher_arguments(rows.teacher)
-    return op(
-        rows.student,
-        *teacher,
-        rows.labels,
-        rows.mask,
-        rows.num_tokens,
-        list(rows.hidden.student),
-        list(rows.hidden.teacher),
-        list(rows.hidden.teacher_scale),
-        rows.hidden.mask,
-        **teacher_options,
-        **spec_options(spec),
-        vocab_size=rows.vocab_size,
-        needs_grad_student=needs_grad_student,
-        needs_grad_hidden=needs_grad_hidden,
-    )
+    try:
+        return op(
+            rows.student,
+            *teacher,
+            rows.labels,
+            rows.mask,
+            rows.num_tokens,
+            list(rows.hidden.student),
+            list(rows.hidden.teacher),
+            list(rows.hidden.teacher_scale),
+            rows.hidden.mask,
+            **teacher_options,
+            **spec_options(spec),
+            vocab_size=rows.vocab_size,
+            needs_grad_student=needs_grad_student,
+            needs_grad_hidden=needs_grad_hidden,
+        )
+    except RuntimeError:  # C++ looks at every label and id that counts; the error is worded here
+        rows.check_ids()
+        raise
 
 
 def refuse_further_backward(ctx: Any, *, is_recomputed: bool = False) -> None:

@@ -80,6 +80,27 @@ class Rows:
             hidden=self.hidden.cleared(counts_N),
         )
 
+    def check_ids(self) -> None:
+        """Raise if a label or teacher's id that counts names no column, where it can be seen."""
+        is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if self.student.device.type != "cpu" or is_traced or isinstance(self.student, FakeTensor):
+            return
+        function, counts_N = self.tokens.function, self.counts()
+        if self.labels is not None:
+            is_wrong_N = counts_N & ((self.labels < 0) | (self.labels >= self.vocab_size))
+            if is_wrong_N.any():
+                row = int(is_wrong_N.nonzero()[0])
+                raise checks.label_out_of_range(
+                    function, int(self.labels[row]), row, self.vocab_size, self.ignore_index
+                )
+        if isinstance(self.teacher, SparseTeacher | SampledTeacher):
+            is_wrong_NK = counts_N[:, None] & (self.teacher.ids >= self.vocab_size)
+            if is_wrong_NK.any():
+                row, slot = map(int, is_wrong_NK.nonzero()[0])
+                raise checks.id_out_of_range(
+                    function, int(self.teacher.ids[row, slot]), row, self.vocab_size
+                )
+
     def part(self, begin: int, end: int) -> "Rows":
         """Some of the rows, without their matched layers."""
 
@@ -158,7 +179,7 @@ def flatten(
     hidden = matched.flatten(student_hidden, teacher_hidden, hidden_mask, hidden_projection, tokens)
     if spec.hidden_weight and not hidden.student:
         raise checks.hidden_missing(function, tokens.layers, "0 of them")
-    rows = Rows(
+    return Rows(
         student=tokens.flat("student", student, trailing=1),
         teacher=row_teacher,
         vocab_size=vocab_size,
@@ -169,8 +190,6 @@ def flatten(
         ignore_index=spec.ignore_index,
         tokens=tokens,
     )
-    _check_ids(rows)
-    return rows
 
 
 def _check_divergence(function: str, teacher: Teacher, spec: LossSpec) -> None:
@@ -183,30 +202,6 @@ def _check_divergence(function: str, teacher: Teacher, spec: LossSpec) -> None:
         raise checks.divergence_needs_more(
             function, "SparseTeacher", spec.divergence, "one of distributions"
         )
-
-
-def _check_ids(rows: Rows) -> None:
-    """Labels and teacher's ids that count name columns, where looking waits for no device."""
-    is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    is_fake = isinstance(rows.student, FakeTensor)
-    if rows.student.device.type != "cpu" or is_traced or is_fake:
-        return
-    function = rows.tokens.function
-    if rows.labels is not None:
-        labels = rows.labels
-        is_wrong = rows.counts() & ((labels < 0) | (labels >= rows.vocab_size))
-        if is_wrong.any():
-            row = int(is_wrong.nonzero()[0])
-            raise checks.label_out_of_range(
-                function, int(labels[row]), row, rows.vocab_size, rows.ignore_index
-            )
-    if isinstance(rows.teacher, SparseTeacher | SampledTeacher):
-        is_wrong = rows.counts()[:, None] & (rows.teacher.ids >= rows.vocab_size)
-        if is_wrong.any():
-            row, slot = map(int, is_wrong.nonzero()[0])
-            raise checks.id_out_of_range(
-                function, int(rows.teacher.ids[row, slot]), row, rows.vocab_size
-            )
 
 
 def _check_integer(function: str, argument: str, tensor: Tensor) -> None:
