@@ -12,7 +12,8 @@ namespace mkd::MKD_ISA {
 constexpr int kMostTogether = 16;
 
 template <class D>
-inline void run_together(const KD& op, const int64_t* numbers, int count, Terms* terms) {
+inline void run_together(const KD& op, int64_t begin, const int64_t* numbers, int count,
+                         Terms* terms) {
   alignas(64) float s[kBlock], t[kBlock];
   Row rows[kMostTogether];
   const int room = kBlock / kMostTogether;  // one row: all of the block
@@ -24,7 +25,7 @@ inline void run_together(const KD& op, const int64_t* numbers, int count, Terms*
   for (int i = 0; i < count; ++i) {
     sweeps.normalise(rows[i]);
     if constexpr (D::kNeedsValueSweep) sweeps.add_values(rows[i], 0, op.num_columns);
-    terms[numbers[i]] = sweeps.finish(rows[i]);
+    terms[numbers[i] - begin] = sweeps.finish(rows[i]);
   }
   if (!op.grad.data) return;
   const Sweeps<KL<false, false>> without_kd(op);
@@ -38,7 +39,7 @@ inline void run_together(const KD& op, const int64_t* numbers, int count, Terms*
   }
 }
 
-// terms[n] and the gradient of those rows in [begin, end) that count.
+// terms[n - begin] and the gradient of those rows n in [begin, end) that count.
 template <class D>
 inline void logits_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   const int most = op.num_columns <= kBlock / kMostTogether ? kMostTogether : 1;
@@ -47,7 +48,7 @@ inline void logits_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) 
   for (int64_t n = begin; n < end; ++n) {
     if (op.counts(n)) numbers[count++] = n;
     if (count == most || (n + 1 == end && count > 0)) {
-      run_together<D>(op, numbers, count, terms);
+      run_together<D>(op, begin, numbers, count, terms);
       count = 0;
     }
   }

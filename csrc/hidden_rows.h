@@ -123,7 +123,7 @@ inline double share_of_position(const KD& op, int64_t n) {
   return 1.0 / (num_counted > 0 ? num_counted : 1);
 }
 
-// Adds one layer's part to terms[n].hidden of the tokens in [begin, end) that count.
+// Adds one layer's part to terms[n - begin].hidden of the tokens n in [begin, end) that count.
 template <class S, class T>
 void layer_rows(const KD& op, const HiddenLayer& layer, int64_t begin, int64_t end, Terms* terms) {
   const bool is_aligned =
@@ -151,7 +151,7 @@ void layer_rows(const KD& op, const HiddenLayer& layer, int64_t begin, int64_t e
           op.stream_grad_hidden && is_aligned};
       error += op.hidden_is_cosine ? one_minus_cosine(pair, weight) : squared_error(pair, weight);
     }
-    terms[n].hidden += error * share;
+    terms[n - begin].hidden += error * share;
   }
 }
 
@@ -169,7 +169,7 @@ void layer_rows(const KD& op, const HiddenLayer& layer, int64_t begin, int64_t e
   }
 }
 
-// terms[n].hidden and the gradients of the tokens in [begin, end) that count.
+// terms[n - begin].hidden and the gradients of the tokens n in [begin, end) that count.
 inline void hidden_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   for (int64_t l = 0; l < op.num_layers; ++l) {
     const HiddenLayer& layer = op.layers[l];

@@ -126,6 +126,12 @@ struct KD {
 // The unweighted terms of one row, or their sums over rows.
 struct Terms {
   double kd = 0.0, ce = 0.0, hidden = 0.0;
+
+  void operator+=(const Terms& other) {
+    kd += other.kd;
+    ce += other.ce;
+    hidden += other.hidden;
+  }
 };
 
 // act(part) for each part, on the threads at hand. A kernel has no other way to them: it is
@@ -141,7 +147,7 @@ struct Parallel {
   }
 };
 
-// terms[n] of the rows in [begin, end) that count, whose gradients are written.
+// terms[n - begin] of the rows n in [begin, end) that count, whose gradients are written.
 using RowsKernel = void (*)(const KD&, int64_t begin, int64_t end, Terms* terms);
 
 // The same for one row that counts, split between threads.

@@ -162,52 +162,6 @@ double weighted(const KD& op, const Terms& terms) {  // a weight of 0 silences i
   return loss;
 }
 
-// The terms of rows [0, num_rows); threads take the next group of rows as they become free.
-void run_rows(const KD& op, int64_t num_rows, RowsKernel kernel, Terms* terms) {
-  int64_t row_elements = op.num_columns;
-  for (int64_t l = 0; l < op.num_layers; ++l) row_elements += op.num_positions * op.layers[l].width;
-  const int64_t task = op.num_layers > 0 ? kHiddenElementsPerTask : kElementsPerTask;
-  const int64_t group = task / (row_elements + 1) + 1;
-  std::atomic<int64_t> next = 0;
-  const auto work = [&](int64_t, int64_t) {
-    for (int64_t begin; (begin = next.fetch_add(group)) < num_rows;) {
-      const int64_t end = std::min(num_rows, begin + group);
-      for (int64_t n = begin; n < end; ++n) {
-        if (!op.counts(n)) clear_row(op, n);
-      }
-      kernel(op, begin, end, terms);
-    }
-  };
-  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, work);
-}
-
-void run_parts(int num_parts, void (*act)(const void* context, int part), const void* context) {
-  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) act(context, static_cast<int>(part));
-  });
-}
-
-// The terms of all rows. The last few, which would leave threads idle, are split between them:
-// one after the other, so that only fewer rows than parts are done sooner than whole ones.
-std::vector<Terms> run_all_rows(const KD& op, RowsKernel kernel, SplitRowKernel split_row) {
-  std::vector<Terms> terms(op.num_rows);
-  const int64_t num_threads = torch::stable::get_num_threads();
-  const int64_t num_parts = std::min(num_threads, op.num_columns / kSmallestPart);
-  const int64_t num_left = op.num_rows % num_threads;
-  const bool is_split =
-      split_row && num_left < num_parts && op.num_rows < kRowsAThread * num_threads;
-  const int64_t num_whole = is_split ? op.num_rows - num_left : op.num_rows;
-  if (num_whole > 0) run_rows(op, num_whole, kernel, terms.data());
-  for (int64_t n = num_whole; n < op.num_rows; ++n) {
-    if (op.counts(n)) {
-      split_row(op, n, static_cast<int>(num_parts), {run_parts}, terms.data());
-    } else {
-      clear_row(op, n);
-    }
-  }
-  return terms;
-}
-
 struct Outputs {
   float *loss, *kd, *ce, *hidden;
 
@@ -219,15 +173,71 @@ struct Outputs {
   }
 };
 
-void reduce(const KD& op, const std::vector<Terms>& terms, const Outputs& outputs) {
-  Terms sums;
-  for (const Terms& row : terms) {
-    sums.kd += row.kd;
-    sums.ce += row.ce;
-    sums.hidden += row.hidden;
+int64_t rows_of_task(const KD& op) {
+  int64_t row_elements = op.num_columns;
+  for (int64_t l = 0; l < op.num_layers; ++l) row_elements += op.num_positions * op.layers[l].width;
+  const int64_t task = op.num_layers > 0 ? kHiddenElementsPerTask : kElementsPerTask;
+  return task / (row_elements + 1) + 1;
+}
+
+// The summed terms of rows [0, num_rows), and each row's to `per_token` unless that is null.
+// Threads take the next task as they become free; sums are a task's, so that they do not depend on
+// who ran it.
+Terms run_rows(const KD& op, int64_t num_rows, RowsKernel kernel, const Outputs* per_token) {
+  const int64_t group = rows_of_task(op), num_tasks = (num_rows + group - 1) / group;
+  std::vector<Terms> sums(num_tasks);
+  std::atomic<int64_t> next = 0;
+  const auto work = [&](int64_t, int64_t) {
+    std::vector<Terms> terms;
+    for (int64_t task; (task = next++) < num_tasks;) {
+      const int64_t begin = task * group, end = std::min(num_rows, begin + group);
+      for (int64_t n = begin; n < end; ++n) {
+        if (!op.counts(n)) clear_row(op, n);
+      }
+      terms.assign(end - begin, {});
+      kernel(op, begin, end, terms.data());
+      Terms sum;
+      for (const Terms& row : terms) sum += row;
+      sums[task] = sum;
+      if (!per_token) continue;
+      for (int64_t n = begin; n < end; ++n) per_token->write(n, op, terms[n - begin]);
+    }
+  };
+  const int64_t num_workers = std::min<int64_t>(num_tasks, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, num_workers, 1, work);
+  Terms total;
+  for (const Terms& sum : sums) total += sum;
+  return total;
+}
+
+void run_parts(int num_parts, void (*act)(const void* context, int part), const void* context) {
+  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) act(context, static_cast<int>(part));
+  });
+}
+
+// The same for all rows. The last few, which would leave threads idle, are split between them:
+// one after the other, so that only fewer rows than parts are done sooner than whole ones.
+Terms run_all_rows(const KD& op, RowsKernel kernel, SplitRowKernel split_row,
+                   const Outputs* per_token) {
+  const int64_t num_threads = torch::stable::get_num_threads();
+  const int64_t num_parts = std::min(num_threads, op.num_columns / kSmallestPart);
+  const int64_t num_left = op.num_rows % num_threads;
+  const bool is_split =
+      split_row && num_left < num_parts && op.num_rows < kRowsAThread * num_threads;
+  const int64_t num_whole = is_split ? op.num_rows - num_left : op.num_rows;
+  Terms total = run_rows(op, num_whole, kernel, per_token);
+  for (int64_t n = num_whole; n < op.num_rows; ++n) {
+    Terms terms;
+    if (op.counts(n)) {
+      split_row(op, n, static_cast<int>(num_parts), {run_parts}, &terms);
+    } else {
+      clear_row(op, n);
+    }
+    total += terms;
+    if (per_token) per_token->write(n, op, terms);
   }
-  outputs.write(0, op,
-                {sums.kd * op.row_weight, sums.ce * op.row_weight, sums.hidden * op.row_weight});
+  return total;
 }
 
 template <class T>
@@ -300,7 +310,6 @@ Result run(KD op, Arguments arguments, RowsKernel kernel, SplitRowKernel split_r
     op.stream_grad = row_bytes >= kStreamedRowBytes && op.num_rows * row_bytes >= kStreamedBytes;
   }
 
-  const std::vector<Terms> terms = run_all_rows(op, kernel, split_row);
   const bool is_per_token = options.reduction == "none";
   Tensor parts[4];
   for (Tensor& part : parts) {
@@ -309,10 +318,10 @@ Result run(KD op, Arguments arguments, RowsKernel kernel, SplitRowKernel split_r
   }
   const auto data = [&](int i) { return static_cast<float*>(parts[i].data_ptr()); };
   const Outputs outputs{data(0), data(1), data(2), data(3)};
-  if (is_per_token) {
-    for (int64_t n = 0; n < op.num_rows; ++n) outputs.write(n, op, terms[n]);
-  } else {
-    reduce(op, terms, outputs);
+  const Terms total = run_all_rows(op, kernel, split_row, is_per_token ? &outputs : nullptr);
+  if (!is_per_token) {
+    const double weight = op.row_weight;
+    outputs.write(0, op, {total.kd * weight, total.ce * weight, total.hidden * weight});
   }
   return {parts[0], parts[1], parts[2], parts[3], grad_student, grad_hidden};
 }

@@ -29,8 +29,8 @@ static void rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
 
 static void dense_split_row(const KD& op, int64_t n, int num_parts, const Parallel& parallel,
                             Terms* terms) {
-  terms[n] = is_plain_forward_kl(op) ? split_long_row(op, n, num_parts, parallel)
-                                     : split_logits_row(op, n, num_parts, parallel);
+  *terms = is_plain_forward_kl(op) ? split_long_row(op, n, num_parts, parallel)
+                                   : split_logits_row(op, n, num_parts, parallel);
   hidden_rows(op, n, n + 1, terms);
 }
 

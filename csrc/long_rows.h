@@ -266,7 +266,7 @@ inline void with_label_of(const KD& op, Act act) {
   }
 }
 
-// terms[n] and the gradient of those rows in [begin, end) that count.
+// terms[n - begin] and the gradient of those rows n in [begin, end) that count.
 inline void long_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   with_label_of(op, [&](auto label) {
     static thread_local std::vector<float> storage;
@@ -275,7 +275,7 @@ inline void long_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
       if (!op.counts(n)) continue;
       const RowSums sums = rows.collect(n);
       RowFactors factors;
-      terms[n] = rows.finish(n, sums, factors);
+      terms[n - begin] = rows.finish(n, sums, factors);
       if (op.grad.data) rows.write_gradient(n, sums, factors);
     }
   });

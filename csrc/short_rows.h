@@ -21,7 +21,7 @@ class ShortRows {
     at_label[kShortColumns] = static_cast<float>(sweeps.label_weight);
   }
 
-  void run(const int64_t* numbers, int count, Terms* terms) {
+  void run(int64_t begin, const int64_t* numbers, int count, Terms* terms) {
     for (int r = 0; r < count; ++r) {
       from_s[r] = as_floats(op.student, numbers[r], converted_s + r * kShortColumns);
       from_t[r] = as_floats(op.teacher, numbers[r], converted_t + r * kShortColumns);
@@ -30,7 +30,7 @@ class ShortRows {
     collect(numbers, count);
     for (int r = 0; r < count; ++r) {
       RowFactors factors;
-      terms[numbers[r]] = finish(r, numbers[r], factors);
+      terms[numbers[r] - begin] = finish(r, numbers[r], factors);
       if (op.grad.data) write_gradient(r, numbers[r], factors);
     }
   }
@@ -201,7 +201,7 @@ class ShortRows {
   }
 };
 
-// terms[n] and the gradient of those rows in [begin, end) that count.
+// terms[n - begin] and the gradient of those rows n in [begin, end) that count.
 template <Label kLabel>
 inline void short_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   ShortRows<kLabel> rows(op);
@@ -210,7 +210,7 @@ inline void short_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   for (int64_t n = begin; n < end; ++n) {
     if (op.counts(n)) numbers[count++] = n;
     if (count == Vec::kLanes || (n + 1 == end && count > 0)) {
-      rows.run(numbers, count, terms);
+      rows.run(begin, numbers, count, terms);
       count = 0;
     }
   }

@@ -377,11 +377,11 @@ class SparseRows {
   }
 };
 
-// terms[n] and the gradient of those rows in [begin, end) that count.
+// terms[n - begin] and the gradient of those rows n in [begin, end) that count.
 inline void sparse_logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   SparseRows rows(op);
   for (int64_t n = begin; n < end; ++n) {
-    if (op.counts(n)) terms[n] = rows.run(n);
+    if (op.counts(n)) terms[n - begin] = rows.run(n);
   }
 }
 
