@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mkd_fast.losses import ops, vocab_parallel
-from mkd_fast.losses.linear_gradients import HeadGradients
+from mkd_fast.losses.linear_gradients import HeadGradients, scaled
 from mkd_fast.losses.rows import Rows
 from mkd_fast.losses.spec import LossSpec
 from mkd_fast.losses.targets import TeacherHead
@@ -68,11 +68,11 @@ class _LinearKD(torch.autograd.Function):
         if ctx.is_per_token:
             needs = ctx.needs_input_grad[2:]
             _, sums = _sweep(ctx.rows, ctx.plan, ctx.saved_tensors, needs, grad_loss)
-            grads = [sums.hidden, sums.weight, sums.bias]
+            grads, scale = (sums.hidden, sums.weight, sums.bias), None
         else:
-            grads = [None if g is None else g.mul_(grad_loss) for g in ctx.saved_tensors]
+            grads, scale = ctx.saved_tensors, grad_loss
         pairs = zip(grads, ctx.dtypes, strict=True)
-        return None, None, *(None if g is None else g.to(dtype) for g, dtype in pairs)
+        return None, None, *(None if g is None else scaled(g, scale, dtype) for g, dtype in pairs)
 
 
 def _sweep(

@@ -3,12 +3,14 @@
 With the gradient G of a chunk's logits, ``[c, V]``, those are G W, G' h and the sum of G's rows.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 # N tokens of all chunks, c of one; V vocabulary, D width
 
-# A 16-bit product is added to the float32 sum in blocks that a CPU's cache still holds.
+# Float32 sums meet what is added to them, and what they are rounded to, in the cache of a CPU.
 _CPU_BLOCK_BYTES = 4 << 20
 _DEVICE_BLOCK_BYTES = 256 << 20
 
@@ -58,6 +60,16 @@ class HeadGradients:
             _add_product(self.weight[:num_columns], columns, grad_cV, hidden_cD)
 
 
+def scaled(total: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``total * scale`` in ``dtype``; ``total`` is spent."""
+    if total.dtype == dtype:
+        return total if scale is None else total.mul_(scale)
+    result = torch.empty_like(total, dtype=dtype)
+    for block in _blocks(total, len(total)):
+        result[block] = total[block] if scale is None else total[block].mul_(scale)
+    return result
+
+
 def _large_columns(grad_cV: Tensor, skip_below: float) -> Tensor | None:
     """Columns with a gradient above ``skip_below`` or NaN; None where they are most of all."""
     if len(grad_cV) == 0:
@@ -75,15 +87,20 @@ def _add_product(
     if columns is None and total_VD.dtype == grad_cV.dtype:
         total_VD.addmm_(grad_cV.T, hidden_cD)
         return
-    block_bytes = _CPU_BLOCK_BYTES if total_VD.device.type == "cpu" else _DEVICE_BLOCK_BYTES
-    num_rows = max(1, block_bytes // (total_VD.element_size() * hidden_cD.shape[1]))
-    for begin in range(0, grad_cV.shape[1], num_rows):
-        block = slice(begin, begin + num_rows)
+    for block in _blocks(total_VD, grad_cV.shape[1]):
         product = _product(grad_cV[:, block].T, hidden_cD, total_VD.dtype)
         if columns is None:
             total_VD[block] += product
         else:
             total_VD.index_add_(0, columns[block], product.to(total_VD.dtype))
+
+
+def _blocks(total: Tensor, num_rows: int) -> Iterator[slice]:
+    """``num_rows`` rows as wide as those of ``total``, cut into blocks."""
+    block_bytes = _CPU_BLOCK_BYTES if total.device.type == "cpu" else _DEVICE_BLOCK_BYTES
+    step = max(1, block_bytes // (total.element_size() * total.shape[1:].numel()))
+    for begin in range(0, num_rows, step):
+        yield slice(begin, begin + step)
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
