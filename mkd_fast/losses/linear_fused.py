@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mkd_fast.losses import ops, vocab_parallel
 from mkd_fast.losses.linear_gradients import HeadGradients, scaled
-from mkd_fast.losses.rows import Rows
+from mkd_fast.losses.rows import Linear, Rows
 from mkd_fast.losses.spec import LossSpec
 from mkd_fast.losses.targets import TeacherHead
 
@@ -87,13 +87,16 @@ def _sweep(
     bias = None if bias is None else bias.to(plan.dtype)
     gradients = HeadGradients(hidden, weight, needs, plan.skip_below)
     rows = replace(rows, student=hidden)
+    most_tokens = max(end - begin for begin, end in plan.chunks)
+    student_linear, teacher_linear = _LinearInPlace(most_tokens), _LinearInPlace(most_tokens)
     outputs = []
     # whatever autocast asks for is in plan.dtype, cast once and not once a chunk
     with torch.autocast(hidden.device.type, enabled=False):
         for begin, end in plan.chunks:
             part = counted(rows.part(begin, end))
             scale = None if grad_loss is None else grad_loss[begin:end]
-            output, grad = _loss(with_logits(part, weight, bias), plan, any(needs), scale)
+            logits = with_logits(part, weight, bias, student_linear, teacher_linear)
+            output, grad = _loss(logits, plan, any(needs), scale)
             outputs.append(output)
             if any(needs):
                 gradients.add(begin, grad, part.student, weight)
@@ -112,11 +115,36 @@ def joined(outputs: list[Tensor], spec: LossSpec) -> tuple[Tensor, Tensor, Tenso
     return loss, kd, ce
 
 
-def with_logits(rows: Rows, weight: Tensor, bias: Tensor | None) -> Rows:
+def with_logits(
+    rows: Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    student_linear: Linear = functional.linear,
+    teacher_linear: Linear = functional.linear,
+) -> Rows:
     """Rows of hidden states as rows of logits, on both sides."""
     real = slice(rows.vocab_size)
-    logits = functional.linear(rows.student, weight[real], None if bias is None else bias[real])
-    return replace(rows.with_teacher_logits(), student=logits)
+    logits = student_linear(rows.student, weight[real], None if bias is None else bias[real])
+    return replace(rows.with_teacher_logits(teacher_linear), student=logits)
+
+
+class _LinearInPlace:
+    """``functional.linear`` that overwrites what it returned before.
+
+    A system clears every page it hands out, and a CPU's allocator returns blocks of this size.
+    """
+
+    def __init__(self, most_rows: int) -> None:
+        self._most_rows = most_rows
+        self._memory: Tensor | None = None
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._memory is None:
+            self._memory = input.new_empty(self._most_rows, len(weight))
+        out = self._memory[: len(input)]
+        if bias is None:
+            return torch.mm(input, weight.T, out=out)
+        return torch.addmm(bias, input, weight.T, out=out)
 
 
 def counted(rows: Rows) -> Rows:

@@ -23,6 +23,7 @@ from mkd_fast.losses.tokens import Tokens
 
 # N tokens, V vocabulary, K kept ids
 
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 RowTeacher = Tensor | SparseTeacher | SampledTeacher | PackedSampledTeacher | TeacherHead
 
 
@@ -116,14 +117,14 @@ class Rows:
             hidden=matched.MatchedLayers(),
         )
 
-    def with_teacher_logits(self) -> "Rows":
+    def with_teacher_logits(self, linear: Linear = functional.linear) -> "Rows":
         """The same with the logits that a TeacherHead makes, of real columns only, in its place."""
         if not isinstance(self.teacher, TeacherHead):
             return self
         hidden, weight, bias = self.teacher.hidden, self.teacher.weight, self.teacher.bias
         weight = weight[: self.vocab_size]
         bias = None if bias is None else bias[: self.vocab_size]
-        return replace(self, teacher=functional.linear(hidden, weight, bias))
+        return replace(self, teacher=linear(hidden, weight, bias))
 
 
 def _changed(teacher: RowTeacher, change: Callable[[Tensor], Tensor]) -> RowTeacher:
