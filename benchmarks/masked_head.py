@@ -10,6 +10,11 @@ A starts as the identity and b as the logarithm of how often an id occurs, so th
 near the unigram's loss instead of at log V = 12.4 nats. A, a, the norm, b and the encoder's last
 layers are trained. Only masked tokens go through the head, in bfloat16, and no [M, V] logits are
 kept for backward: the loss is ``linear_kd_loss`` with a teacher that is certain of the true id.
+
+Measured on ``multilingual-e5-small`` with the defaults (0.6 s of CPU time a step on one thread,
+3.1 GB of memory), held-out nats per masked token, unigram -> untrained -> trained: en 7.58, 7.87,
+5.49; de 7.87, 8.38, 6.00; fr 8.21, 8.60, 6.25; es 7.78, 8.37, 5.84; ru 8.65, 9.01, 6.59;
+zh 7.75, 7.95, 5.58.
 """
 
 import argparse
@@ -46,7 +51,7 @@ Masking = Callable[[list[dict[str, list[int]]]], Mapping[str, Tensor]]
 class Training:
     """How the head is trained; the encoder's last layers learn at a tenth of the rate."""
 
-    num_steps: int = 200
+    num_steps: int = 300
     batch_size: int = 16
     max_length: int = 64
     num_layers: int = 2
