@@ -14,8 +14,8 @@ from mkd_fast.files import make_folder, write_atomically
 
 Row = dict[str, str]
 
-_PROVENANCE = ("device", "threads", "commit", "mkd_fast", "python", "torch", "triton")
-COLUMNS = ("op", "case", *(field.name for field in fields(Timing)), *_PROVENANCE)
+PROVENANCE = ("device", "threads", "commit", "mkd_fast", "python", "torch", "triton")
+COLUMNS = ("op", "case", *(field.name for field in fields(Timing)), *PROVENANCE)
 
 
 def write_measurements(

@@ -1,12 +1,26 @@
-"""``mkd-fast bench``: run the benchmarks of some ops, show them, and write what was measured."""
+"""``mkd-fast bench``: run some benchmarks, show them, and write what was measured.
 
-from collections.abc import Sequence
+``OPS`` are kernels timed beside their rivals (harness.py), ``PARTS`` whole parts of the package of
+which single numbers are reported (findings.py).
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from mkd_fast.benchmarks import dense_kd, hidden, linear_kd, report, results, sparse_kd
+from mkd_fast.benchmarks import (
+    cache,
+    dense_kd,
+    findings,
+    hidden,
+    linear_kd,
+    report,
+    results,
+    sparse_kd,
+)
 from mkd_fast.benchmarks.case import Case
+from mkd_fast.benchmarks.findings import Finding
 from mkd_fast.benchmarks.harness import TINY, Effort, Measurement, measure
 from mkd_fast.benchmarks.machine import device_name
 from mkd_fast.benchmarks.roofline import StreamingLimit
@@ -19,6 +33,7 @@ OPS = {
     "hidden": hidden.cases,
     "linear_kd": linear_kd.cases,
 }
+PARTS = {"cache": cache.measure}
 
 
 def bench(
@@ -32,7 +47,7 @@ def bench(
     """Run the benchmarks on the GPU where there is one, else on the CPU.
 
     Args:
-        ops: of ``OPS``; none of them means all.
+        ops: of ``OPS`` and ``PARTS``; none of them means all.
         out: results go to ``<out>/<device>/<op>.csv``, and ``.svg`` with ``plots``.
         is_tiny: a few rows and rounds of every case: shows that it runs, not how fast.
         plots: whether to draw the ratios.
@@ -46,9 +61,10 @@ def bench(
     import rich
 
     for op in ops:
-        one_of("bench", "op", op, tuple(OPS))
+        one_of("bench", "op", op, (*OPS, *PARTS))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = {op: OPS[op](device, is_tiny=is_tiny) for op in ops or OPS}
+    ops = ops or (*OPS, *PARTS)
+    chosen = {op: OPS[op](device, is_tiny=is_tiny) for op in ops if op in OPS}
     rivals = {rival: None for cases in chosen.values() for case in cases for rival in case.rivals}
     for name in rivals_left_out:
         one_of("bench", "without", name, tuple(rivals))
@@ -65,6 +81,19 @@ def bench(
         wrong = [each.case.name for each in measurements if each.is_ours_wrong]
         if wrong:
             raise checks.ours_is_wrong(op, wrong)
+    for part in ops:
+        if part in PARTS:
+            rich.print(f"{part} on {device_name(device)}")
+            found = list(_shown(PARTS[part](device, is_tiny=is_tiny)))
+            rich.print(f"written: {findings.write(part, found, device, out)}")
+
+
+def _shown(found: Iterator[Finding]) -> Iterator[Finding]:
+    import rich
+
+    for finding in found:
+        rich.print(f"  {finding.line()}")
+        yield finding
 
 
 def _measured(

@@ -131,7 +131,7 @@ def to_device(value: T, device: torch.device) -> T:
     """A dataclass, tuple or tensor with its tensors on the device; others as they are."""
     if device.type == "cpu":
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, CachedBatch)):  # which moves a teacher's head only once
         return value.pin_memory().to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(value, tuple):
         return tuple(to_device(item, device) for item in value)  # type: ignore[return-value]

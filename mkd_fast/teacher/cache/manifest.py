@@ -92,12 +92,14 @@ class ShardEntry:
     Args:
         file: its name.
         num_rows: on each axis of the tensors, as ``axes_of`` orders them.
+        num_bytes: of the whole file.
         index_crc32: of its index.
         sha256: of the whole file.
     """
 
     file: str
     num_rows: tuple[int, ...]
+    num_bytes: int
     index_crc32: int
     sha256: str
 
@@ -221,13 +223,15 @@ def _shard(
     tensors: tuple[TensorSpec, ...],
     file: str,
     num_rows: list[int],
+    num_bytes: int,
     index_crc32: int,
     sha256: str,
 ) -> ShardEntry:
     # the name also keeps a path from leading out of the folder
     if file != shard_name(number) or len(num_rows) != len(axes_of(tensors)):
         raise ValueError
-    return ShardEntry(file, tuple(map(_count, num_rows)), _count(index_crc32), sha256)
+    counts = tuple(map(_count, num_rows))
+    return ShardEntry(file, counts, _count(num_bytes), _count(index_crc32), sha256)
 
 
 def _file(file: str, num_bytes: int, sha256: str) -> FileEntry:

@@ -122,9 +122,9 @@ class TeacherCache:
         for entry in manifest.shards:
             if (size := sizes.get(entry.file)) is None:
                 raise checks.cache_damaged(folder / entry.file, "it is missing")
-            if size != (expected := manifest.layout(entry).num_bytes):
+            if size != entry.num_bytes:
                 raise checks.cache_damaged(
-                    folder / entry.file, f"it has {size} bytes in place of {expected}"
+                    folder / entry.file, f"it has {size} bytes in place of {entry.num_bytes}"
                 )
         return cls(folder, manifest)
 

@@ -249,7 +249,7 @@ def write_manifest(
 
 
 def _entry(path: Path, layout: ShardLayout, sha256: str) -> ShardEntry:
-    return ShardEntry(path.name, layout.num_rows, layout.index_crc32, sha256)
+    return ShardEntry(path.name, layout.num_rows, layout.num_bytes, layout.index_crc32, sha256)
 
 
 def _whole_shards_of(folder: Path, manifest: Manifest) -> dict[int, Shard]:
