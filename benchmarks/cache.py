@@ -430,6 +430,7 @@ class Echo(nn.Module):
         self.table = nn.Parameter(torch.arange(80.0).reshape(10, 8).sin())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """A row of the table for each sample."""
         from types import SimpleNamespace
 
         return SimpleNamespace(logits=self.table[input_ids[:, 0] % 10])

@@ -205,7 +205,8 @@ def _parse(data: Any) -> Manifest:
     parse_keep(plan.keep)
     _count(plan.shard_bytes)
     tensors = tuple(_tensor(**tensor) for tensor in data["tensors"])
-    shards = (_shard(number, tensors, **shard) for number, shard in enumerate(data["shards"]))
+    num_axes = len(axes_of(tensors))
+    shards = (_shard(number, num_axes, **shard) for number, shard in enumerate(data["shards"]))
     outputs = Outputs(**data["outputs"])
     _count(outputs.num_columns)
     others = tuple(_file(**file) for file in data["others"])
@@ -220,7 +221,7 @@ def _tensor(name: str, dtype: str, width: int, axis: str) -> TensorSpec:
 
 def _shard(
     number: int,
-    tensors: tuple[TensorSpec, ...],
+    num_axes: int,
     file: str,
     num_rows: list[int],
     num_bytes: int,
@@ -228,7 +229,7 @@ def _shard(
     sha256: str,
 ) -> ShardEntry:
     # the name also keeps a path from leading out of the folder
-    if file != shard_name(number) or len(num_rows) != len(axes_of(tensors)):
+    if file != shard_name(number) or len(num_rows) != num_axes:
         raise ValueError
     counts = tuple(map(_count, num_rows))
     return ShardEntry(file, counts, _count(num_bytes), _count(index_crc32), sha256)
