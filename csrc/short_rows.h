@@ -95,18 +95,21 @@ class ShortRows {
   // Sums of one register each, and the exponentials. Meanwhile the memory fetches the rows to come,
   // and those that the gradient will be written to.
   void collect(const int64_t* numbers, int count) {
+    const int64_t element_s = op.student.element_size(), element_t = op.teacher.element_size();
     const int64_t element = op.grad.element_size();
     Vec rows[4][kRows];
     for (int r = 0; r < count; ++r) {
       const Vec reference_s = all(Sweeps<D>::reference(most_s[r]));
       const Vec reference_t = all(Sweeps<D>::reference(most_t[r]));
+      const char* const next_s = op.student.row(numbers[r]) + kFetchAheadBytes;
+      const char* const next_t = op.teacher.row(numbers[r]) + kFetchAheadBytes;
       const char* const next_grad = op.grad.data ? op.grad.row(numbers[r]) : nullptr;
       float *keep_s = e_s + r * kShortColumns, *keep_t = e_t + r * kShortColumns;
       const Vec zero = all(0.0f);
       Vec to_s = zero, to_t = zero, to_ce = zero, to_cross = zero;
       each_register(r, [&](int i, Vec s, Vec t) {
-        __builtin_prefetch(reinterpret_cast<const char*>(from_s[r] + i) + kFetchAheadBytes);
-        __builtin_prefetch(reinterpret_cast<const char*>(from_t[r] + i) + kFetchAheadBytes);
+        __builtin_prefetch(next_s + i * element_s);
+        __builtin_prefetch(next_t + i * element_t);
         if (next_grad) __builtin_prefetch(next_grad + i * element, 1);
         const Vec above_s = s - reference_s;
         const Vec t_s = above_s * rate_s, t_t = (t - reference_t) * rate_t;
