@@ -1,6 +1,6 @@
 """``mkd-fast cache ...``: look at what a teacher left on disk, check it, mend it, hand it on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -20,12 +20,12 @@ _reports_errors = reports_errors("Stopped. No finished file was lost.")
 T = TypeVar("T")
 
 
-def _shown(name: str, items: Sequence[T]) -> Iterator[T]:
-    """The same items, with a bar of how many are done."""
+def _shown(name: str, items: Sequence[T], size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
+    """The same items, with a bar of how much is done."""
     from mkd_fast import progress
 
-    with progress.bar(name, len(items)) as bar:
-        yield from bar.over(items, lambda item: 1)
+    with progress.bar(name, sum(map(size, items))) as bar:
+        yield from bar.over(items, size)
 
 
 @cache.command()
@@ -89,3 +89,16 @@ def verify(path: Cache) -> None:
     if damages:
         raise typer.Exit(1)
     typer.echo("every file is as it was written")
+
+
+@cache.command()
+@_reports_errors
+def export(
+    path: Cache,
+    file: Annotated[Path, typer.Argument(help="Ends in .parquet or .arrow.")],
+) -> None:
+    """Write the records for other tools: a row a sample, decoded."""
+    from mkd_fast.teacher.cache.reader import TeacherCache
+    from mkd_fast.teacher.exchange import export
+
+    export(TeacherCache.open(path), file, lambda groups: _shown("export", groups, len))

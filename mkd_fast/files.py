@@ -55,6 +55,26 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a file for others to write; it takes the place of ``path`` when it is whole.
+
+    Raises:
+        OSError: of the class of the cause. No partial file is left.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with writing_into(path.parent):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents; an error keeps its class and names the folder."""
     try:

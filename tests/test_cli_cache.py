@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 
+import pyarrow.parquet
 import pytest
 import torch
 from cli_call import assert_told, call
@@ -122,3 +123,11 @@ def test_verify(folder):
     )
     assert shard.startswith("shard-00001.safetensors: ")
     assert "does not match its checksum" in shard
+
+
+def test_export(folder, tmp_path):
+    result = call("cache", "export", folder, tmp_path / "cache.parquet")
+    assert result.exit_code == 0, result.output
+    assert "export 12/12" in result.stdout
+    assert pyarrow.parquet.read_metadata(tmp_path / "cache.parquet").num_rows == 12
+    assert_told(call("cache", "export", folder, tmp_path / "cache.csv"), "must end in .parquet or")

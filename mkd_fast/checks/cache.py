@@ -214,3 +214,10 @@ def repaired_otherwise(path: Path, stored: str, found: str) -> ValueError:
         "Teacher, text, device and library versions must be those of the capture; "
         "where they cannot be, capture again with resume=False.",
     )
+
+
+def unknown_suffix(function: str, path: Path, known: Sequence[str]) -> ValueError:
+    """A file's format is told by its name."""
+    return value_error(
+        function, f"a file must end in {' or '.join(known)}", str(path), "Rename it or convert it."
+    )
