@@ -93,7 +93,8 @@ class Bench:
         from transformers import BertConfig, BertForSequenceClassification
 
         torch.manual_seed(0)
-        config = BertConfig(vocab_size=10_000, num_labels=_NUM_LABELS, **self._common())
+        config = BertConfig(vocab_size=10_000, **self._common())
+        config.num_labels = _NUM_LABELS
         return BertForSequenceClassification(config).eval().to(self.device)
 
     @cached_property
