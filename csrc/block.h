@@ -53,6 +53,19 @@ inline float load_block_of(const T* from, int size, float scale, float padding, 
   return largest(most);
 }
 
+// act(a number of the type that dtype names).
+template <class Act>
+inline void with_type(DType dtype, Act act) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return act(BFloat16{});
+    case DType::kFloat16:
+      return act(Float16{});
+    default:
+      return act(0.0f);
+  }
+}
+
 inline float load_scaled(DType dtype, const void* row, int64_t begin, int size, float scale,
                          float padding, float* block) {
   switch (dtype) {

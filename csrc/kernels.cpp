@@ -11,7 +11,8 @@
 namespace mkd::MKD_ISA {
 
 static bool is_plain_forward_kl(const KD& op) {
-  return op.divergence == Divergence::kForwardKL && op.softcap == 0.0 && op.teacher_softcap == 0.0;
+  return op.divergence == Divergence::kForwardKL && op.softcap == 0.0 &&
+         op.teacher_softcap == 0.0 && op.logit_scale > 0.0 && op.teacher_logit_scale > 0.0;
 }
 
 static void dense_logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {

@@ -5,17 +5,40 @@
 // its own). Only where a block goes above those by more than kMostRise is it taken again, with the
 // larger reference: nobody has to look for the maximum first. They stay in a scratch row, 8 bytes a
 // column, which a second-level cache holds at V = 32,000 and a third-level one above, with the
-// references of their block; the gradient is made of them, block by block, backwards. What comes
-// from memory next is fetched while arithmetic is going on, a line for each line that is used.
+// references of their block; the gradient is made of them, block by block, backwards, and goes from
+// registers to memory. What comes from memory next is fetched while arithmetic is going on, a line
+// for each line that is used.
+//
+// Rows with logits so large that c (see Exponent) is too rough, and those with NaN, are left to the
+// sweeps that serve every divergence.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <vector>
 
 #include "dense_kd_rows.h"
+#include "pairs.h"
 
 namespace mkd::MKD_ISA {
+
+// From logits to exponents: t = z rate - c, where c is the rounded z rate of a reference. This is
+// one rounding of t; that of c is common to all that refer to it. Without a fused multiply-add it
+// would be that of large numbers, and t is made of the difference of logits.
+struct Exponent {
+  float rate;
+
+  double c_of(float reference) const {
+    return kFmaRoundsOnce ? double(reference * rate) : double(reference) * rate;
+  }
+  Vec operand_of(float reference) const {
+    return all(kFmaRoundsOnce ? -(reference * rate) : reference);
+  }
+  Vec operator()(Vec z, Vec operand) const {
+    return kFmaRoundsOnce ? fma(z, all(rate), operand) : (z - operand) * all(rate);
+  }
+};
 
 // Columns [first, last) of rows, whose exponentials are kept in `storage`.
 template <Label kLabel>
@@ -32,34 +55,45 @@ class LongRows {
     e_own = e_t + most_blocks * kBlock;
   }
 
-  // First sweep: the sums, and the exponentials for the last one.
+  // First sweep: the sums, and the exponentials for the last one. They refer to stored logits.
   RowSums collect(int64_t n) {
     const int64_t element = op.grad.element_size();
-    head = !op.stream_grad ? 0
-                           : std::min(last - first, Sweeps<D>::columns_to_alignment(
-                                                        op.grad.row(n) + first * element, element));
+    head = !op.stream_grad
+               ? 0
+               : std::min(last - first, Sweeps<D>::columns_to_alignment(
+                                            op.grad.row(n) + first * element, element, kPair));
     sums = {};
-    for (int64_t b = 0; b < num_blocks(); ++b) {
-      switch (op.student.dtype) {
-        case DType::kBFloat16:
-          collect_of<BFloat16>(n, b);
-          break;
-        case DType::kFloat16:
-          collect_of<Float16>(n, b);
-          break;
-        default:
-          collect_of<float>(n, b);
-      }
-    }
+    with_types([&](auto s, auto t) { collect_of<decltype(s), decltype(t)>(n); });
     return sums;
+  }
+
+  // Whether the rest can be made of these sums.
+  bool are_good(const RowSums& all_sums) const {
+    const float largest_s = Sweeps<D>::reference(all_sums.max_s);
+    const float largest_t = Sweeps<D>::reference(all_sums.max_t);
+    return is_near(exponent_s, largest_s) && is_near(exponent_own, largest_s) &&
+           is_near(exponent_t, largest_t) && !std::isnan(all_sums.z_s + all_sums.z_t);
+  }
+
+  // Adds the sums of other columns of the same row.
+  void join(RowSums& to, RowSums others) const {
+    raise(to, others.max_s, others.max_t);
+    raise(others, to.max_s, to.max_t);
+    to.add(others);
   }
 
   // The row's terms, and the factors of its gradient, from the sums of all its columns.
   Terms finish(int64_t n, const RowSums& all_sums, RowFactors& factors) const {
-    Row row{n, nullptr, nullptr, false, all_sums, {}};
-    sweeps.normalise(row);
-    const Terms terms = sweeps.finish(row);
-    factors = row.factors;
+    factors.inverse_z_s = static_cast<float>(1.0 / all_sums.z_s);
+    factors.inverse_z_t = static_cast<float>(1.0 / all_sums.z_t);
+    factors.weight = sweeps.kd_weight;
+    Terms terms;
+    terms.kd = op.kd_scale * D::value(all_sums, factors);
+    if (kLabel != Label::kNone) {
+      const double c = exponent_own.c_of(Sweeps<D>::reference(all_sums.max_s));
+      const double label_exponent = double(sweeps.label_logit(n, {})) * exponent_own.rate - c;
+      terms.ce = kLn2 * (::log2(all_sums.z_ce) - label_exponent);
+    }
     return terms;
   }
 
@@ -68,10 +102,20 @@ class LongRows {
     sums = all_sums;
     using Nothing = KL<false, false>;
     const bool without_kd = op.kd_weight == 0.0, without_label = sweeps.label_weight == 0.0;
-    if (without_kd && without_label) return write_gradient<Nothing, Label::kNone>(n, factors);
-    if (without_kd) return write_gradient<Nothing, kLabel>(n, factors);
-    if (without_label) return write_gradient<D, Label::kNone>(n, factors);
-    write_gradient<D, kLabel>(n, factors);
+    with_types([&](auto s, auto t) {
+      using S = decltype(s);
+      using Order = OrderOf<S, decltype(t)>;
+      if (without_kd && without_label) {
+        write_gradient<S, Order, Nothing, Label::kNone>(n, factors);
+      } else if (without_kd) {
+        write_gradient<S, Order, Nothing, kLabel>(n, factors);
+      } else if (without_label) {
+        write_gradient<S, Order, D, Label::kNone>(n, factors);
+      } else {
+        write_gradient<S, Order, D, kLabel>(n, factors);
+      }
+    });
+    if (last == op.num_columns) sweeps.clear_padding(op.grad.row(n));
   }
 
  private:
@@ -79,7 +123,9 @@ class LongRows {
   static constexpr int kArrays = kLabel == Label::kOwn ? 3 : 2;
   static constexpr size_t kAlignment = 16;  // floats
   // In powers of two. An exponential's relative error grows with its exponent.
-  static constexpr float kMostRise = 1.0f;
+  static constexpr double kMostRise = 1.0;
+  // Of c, whose rounding leaves the largest exponent within 1/16 of 0.
+  static constexpr double kFarthest = 0x1p20;
   static constexpr int kRun = 32 * Vec::kLanes;  // registers that are added up in float
 
   struct Reference {
@@ -88,73 +134,93 @@ class LongRows {
 
   const KD& op;
   const Sweeps<D> sweeps;
-  const Vec scale_s = all(static_cast<float>(op.logit_scale));
-  const Vec scale_t = all(static_cast<float>(op.teacher_logit_scale));
+  const Exponent exponent_s{static_cast<float>(op.logit_scale * kLog2E / op.temperature)};
+  const Exponent exponent_t{
+      static_cast<float>(op.teacher_logit_scale * kLog2E / op.teacher_temperature)};
+  const Exponent exponent_own{static_cast<float>(op.logit_scale * kLog2E)};  // of cross-entropy
   const int64_t first, last;
   RowSums sums;
   int64_t head;                       // columns before the first aligned one of the gradient
   std::vector<Reference> references;  // of each block
   float *e_s, *e_t, *e_own;
 
-  // Block b is [begin, end), and its exponentials lie at b * kBlock.
+  static bool is_near(const Exponent& exponent, float reference) {
+    return std::abs(exponent.c_of(reference)) <= kFarthest;
+  }
+
+  // How far the exponents of what refers to `from` are above those of what refers to `to`.
+  static double fall(const Exponent& exponent, float from, float to) {
+    return exponent.c_of(Sweeps<D>::reference(to)) - exponent.c_of(Sweeps<D>::reference(from));
+  }
+
+  // Refer the sums to the largest logits so far.
+  void raise(RowSums& raised, float most_s, float most_t) const {
+    most_s = std::max(most_s, raised.max_s);
+    most_t = std::max(most_t, raised.max_t);
+    const double fall_s = fall(exponent_s, raised.max_s, most_s);
+    const double fall_t = fall(exponent_t, raised.max_t, most_t);
+    raised.cross_t = ::exp2(-fall_t) * (raised.cross_t + raised.z_t * (fall_s - fall_t));
+    raised.z_s *= ::exp2(-fall_s);
+    raised.z_t *= ::exp2(-fall_t);
+    raised.z_ce *= ::exp2(-fall(exponent_own, raised.max_s, most_s));
+    raised.max_s = most_s;
+    raised.max_t = most_t;
+  }
+
+  // act(a number of the student's type, one of the teacher's).
+  template <class Act>
+  void with_types(Act act) const {
+    with_type(op.student.dtype,
+              [&](auto s) { with_type(op.teacher.dtype, [&](auto t) { act(s, t); }); });
+  }
+
+  // Block b begins at a column, and its exponentials lie at b * kBlock.
   int64_t num_blocks() const { return (head > 0) + (last - first - head + kBlock - 1) / kBlock; }
   int64_t begin_of(int64_t b) const {
     return first + (b == 0 ? 0 : head + (b - (head > 0)) * kBlock);
   }
-  int64_t end_of(int64_t b) const { return std::min(begin_of(b + 1), last); }
-
-  template <class S>
-  void collect_of(int64_t n, int64_t b) {
-    switch (op.teacher.dtype) {
-      case DType::kBFloat16:
-        return collect_of<S, BFloat16>(n, b);
-      case DType::kFloat16:
-        return collect_of<S, Float16>(n, b);
-      default:
-        return collect_of<S, float>(n, b);
-    }
+  int size_of(int64_t b) const {
+    return static_cast<int>(std::min(begin_of(b + 1), last) - begin_of(b));
   }
 
   template <class S, class T>
-  void collect_of(int64_t n, int64_t b) {
-    const int64_t begin = begin_of(b);
-    const int size = static_cast<int>(end_of(b) - begin);
-    const S* s = reinterpret_cast<const S*>(op.student.row(n)) + begin;
-    const T* t = reinterpret_cast<const T*>(op.teacher.row(n)) + begin;
-    if (b == 0) sweeps.raise(sums, largest_of(s, size, scale_s), largest_of(t, size, scale_t));
+  void collect_of(int64_t n) {
+    const S* const s = reinterpret_cast<const S*>(op.student.row(n));
+    const T* const t = reinterpret_cast<const T*>(op.teacher.row(n));
+    raise(sums, largest_of(s + first, size_of(0)), largest_of(t + first, size_of(0)));
+    for (int64_t b = 0; b < num_blocks(); ++b) collect_block(s + begin_of(b), t + begin_of(b), b);
+  }
+
+  template <class S, class T>
+  void collect_block(const S* s, const T* t, int64_t b) {
+    const int size = size_of(b);
     for (;;) {
       const Reference reference =
-          references[b] = {sweeps.reference(sums.max_s), sweeps.reference(sums.max_t)};
+          references[b] = {Sweeps<D>::reference(sums.max_s), Sweeps<D>::reference(sums.max_t)};
       BlockSums block;
       for (int i = 0; i < size; i += kRun) {
         add_run(s + i, t + i, std::min(kRun, size - i), b * kBlock + i, reference, block);
       }
       const float most_s = largest(block.most_s), most_t = largest(block.most_t);
-      const float rate_s =
-          kLabel == Label::kOwn ? std::max(sweeps.rate_s, float(kLog2E)) : sweeps.rate_s;
-      if (!((most_s - reference.s) * rate_s > kMostRise) &&
-          !((most_t - reference.t) * sweeps.rate_t > kMostRise)) {
-        block.add_to(sums);
-        return;
+      const Exponent& steepest =
+          kLabel == Label::kOwn && op.temperature > 1.0 ? exponent_own : exponent_s;
+      if (!(fall(steepest, reference.s, most_s) > kMostRise) &&
+          !(fall(exponent_t, reference.t, most_t) > kMostRise)) {
+        return block.add_to(sums);
       }
-      sweeps.raise(sums, most_s, most_t);
+      raise(sums, most_s, most_t);
     }
   }
 
   template <class X>
-  static float largest_of(const X* from, int size, Vec scale) {
+  static float largest_of(const X* from, int size) {
     Vec most = all(kNothing);
     int i = 0;
-    for (; i + Vec::kLanes <= size; i += Vec::kLanes) most = max(load(from + i) * scale, most);
-    if (i < size) {
-      most = max(where(first_lanes(size - i), load(from + i, size - i) * scale, most), most);
-    }
+    for (; i + Vec::kLanes <= size; i += Vec::kLanes) most = max(load(from + i), most);
+    if (i < size) most = max(where(first_lanes(size - i), load(from + i, size - i), most), most);
     return largest(most);
   }
 
-  struct RunSums {
-    Vec z_s = all(0.0f), z_t = z_s, z_ce = z_s, cross = z_s;
-  };
   struct BlockSums {
     Vec most_s = all(kNothing), most_t = most_s;
     Doubles z_s, z_t, z_ce, cross;
@@ -168,86 +234,145 @@ class LongRows {
     }
   };
 
-  // One register of either side: its exponentials are kept and added.
-  [[gnu::always_inline]] void add_register(Vec s, Vec t, int64_t at, Vec reference_s,
-                                           Vec reference_t, RunSums& run, BlockSums& block) const {
-    block.most_s = max(s, block.most_s);  // a NaN is passed over here, and found in the sums
-    block.most_t = max(t, block.most_t);
-    const Vec above_s = s - reference_s;
-    const Vec t_s = above_s * all(sweeps.rate_s), t_t = (t - reference_t) * all(sweeps.rate_t);
-    const Vec x_s = exp2(t_s), x_t = exp2(t_t);
-    store(e_s + at, x_s);
-    store(e_t + at, x_t);
-    run.z_s = run.z_s + x_s;
-    run.z_t = run.z_t + x_t;
-    if constexpr (kLabel == Label::kSquare) run.z_ce = fma(x_s, x_s, run.z_ce);
-    if constexpr (kLabel == Label::kOwn) {
-      const Vec x_own = exp2(above_s * all(float(kLog2E)));
-      store(e_own + at, x_own);
-      run.z_ce = run.z_ce + x_own;
+  // A few registers of columns, which are added up in float. All that it takes is at hand: what
+  // belongs to the row would be read again after each store.
+  struct Run {
+    const Exponent exponent_s, exponent_t, exponent_own;
+    const Vec operand_s, operand_t, operand_own;
+    float *const e_s, *const e_t, *const e_own;
+    Vec most_s, most_t;
+    Vec z_s = all(0.0f), z_t = z_s, z_ce = z_s, cross = z_s;
+
+    // One register of either side: its exponentials are kept and added.
+    [[gnu::always_inline]] void add(int i, Vec s, Vec t) {
+      most_s = max(s, most_s);  // a NaN is passed over here, and found in the sums
+      most_t = max(t, most_t);
+      const Vec t_s = exponent_s(s, operand_s), t_t = exponent_t(t, operand_t);
+      const Vec x_s = exp2(t_s), x_t = exp2(t_t);
+      store(e_s + i, x_s);
+      store(e_t + i, x_t);
+      z_s = z_s + x_s;
+      z_t = z_t + x_t;
+      if constexpr (kLabel == Label::kSquare) z_ce = fma(x_s, x_s, z_ce);
+      if constexpr (kLabel == Label::kOwn) {
+        const Vec x_own = exp2(exponent_own(s, operand_own));
+        store(e_own + i, x_own);
+        z_ce = z_ce + x_own;
+      }
+      // An event of probability 0 contributes 0, though its logarithm is infinite.
+      cross = fma(x_t, where(above(x_t, all(0.0f)), t_t - t_s), cross);
     }
-    // An event of probability 0 contributes 0, though its logarithm is infinite.
-    run.cross = fma(x_t, where(above(x_t, all(0.0f)), t_t - t_s), run.cross);
-  }
+
+    [[gnu::always_inline]] void add(int i, const Pair& s, const Pair& t) {
+      add(i, s.a, t.a);
+      add(i + Vec::kLanes, s.b, t.b);
+    }
+  };
 
   template <class S, class T>
   void add_run(const S* s, const T* t, int count, int64_t at, Reference reference,
                BlockSums& block) const {
-    const Vec reference_s = all(reference.s), reference_t = all(reference.t);
-    RunSums run;
+    constexpr OrderOf<S, T> order;
+    Run run{exponent_s,
+            exponent_t,
+            exponent_own,
+            exponent_s.operand_of(reference.s),
+            exponent_t.operand_of(reference.t),
+            exponent_own.operand_of(reference.s),
+            e_s + at,
+            e_t + at,
+            e_own + at,
+            block.most_s,
+            block.most_t};
     int i = 0;
-    for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
-      __builtin_prefetch(reinterpret_cast<const char*>(s + i) + kFetchAheadBytes);
-      __builtin_prefetch(reinterpret_cast<const char*>(t + i) + kFetchAheadBytes);
-      add_register(load(s + i) * scale_s, load(t + i) * scale_t, at + i, reference_s, reference_t,
-                   run, block);
+    for (; i + kPair <= count; i += kPair) {
+      fetch_pair(s + i);
+      fetch_pair(t + i);
+      run.add(i, load_pair(order, s + i), load_pair(order, t + i));
     }
     if (i < count) {
-      const Mask real = first_lanes(count - i);
-      add_register(where(real, load(s + i, count - i) * scale_s, all(kNothing)),
-                   where(real, load(t + i, count - i) * scale_t, all(kNothing)), at + i,
-                   reference_s, reference_t, run, block);
+      const Vec nothing = all(kNothing);
+      run.add(i, load_pair(order, s + i, count - i, nothing),
+              load_pair(order, t + i, count - i, nothing));
     }
+    block.most_s = run.most_s;
+    block.most_t = run.most_t;
     block.z_s.add(run.z_s);
     block.z_t.add(run.z_t);
     if constexpr (kLabel == Label::kSquare || kLabel == Label::kOwn) block.z_ce.add(run.z_ce);
     block.cross.add(run.cross);
   }
 
+  template <class X>
+  static void fetch_pair(const X* p) {
+    constexpr int kLine = 64;
+    const char* const ahead = reinterpret_cast<const char*>(p) + kFetchAheadBytes;
+    for (size_t at = 0; at < kPair * sizeof(X); at += kLine) __builtin_prefetch(ahead + at);
+  }
+
+  // What the kept exponentials of a block are multiplied by, and its label's place, if it has one.
+  struct BlockFactors : RowFactors {
+    float ce;
+    int64_t label;
+  };
+
   // GradientD and kUsed leave out what has no weight.
-  template <class GradientD, Label kUsed>
-  void write_gradient(int64_t n, const RowFactors& whole) {
+  template <class X, class Order, class GradientD, Label kUsed>
+  void write_gradient(int64_t n, const RowFactors& row) {
+    X* const grad = reinterpret_cast<X*>(op.grad.row(n));
     const float ce_weight = sweeps.ce_factor(kUsed, sums);
     const int64_t column = kUsed == Label::kNone ? -1 : op.labels(n);
-    char* const grad = op.grad.row(n);
-    alignas(64) float block[kBlock];
     for (int64_t b = num_blocks() - 1; b >= 0; --b) {
-      const int64_t begin = begin_of(b), end = end_of(b);
-      // The block's reference may be below the row's.
-      const double below_s = double(sweeps.reference(sums.max_s)) - references[b].s;
-      const double below_t = double(sweeps.reference(sums.max_t)) - references[b].t;
-      RowFactors factors = whole;
-      if (below_s != 0.0) factors.inverse_z_s *= float(::exp2(-below_s * sweeps.rate_s));
-      if (below_t != 0.0) factors.inverse_z_t *= float(::exp2(-below_t * sweeps.rate_t));
-      const Vec own = all(ce_weight * float(::exp2(-below_s * kLog2E)));
-      for (int64_t i = 0; i < end - begin; i += Vec::kLanes) {
-        const int64_t at = b * kBlock + i;
-        const Vec x_s = load(e_s + at), x_t = load(e_t + at);
-        Vec q;
-        Vec result = GradientD::gradient(factors, x_s, x_t, x_s, x_t, q);
-        if constexpr (kUsed == Label::kOwn) {
-          result = fma(load(e_own + at), own, result);
-        } else {
-          result = Sweeps<D>::template with_label<kUsed>(result, q, ce_weight);
-        }
-        store(block + i, result);
+      // The block's references may be below the row's.
+      const Reference from = references[b];
+      const double fall_s = fall(exponent_s, from.s, sums.max_s);
+      const double fall_t = fall(exponent_t, from.t, sums.max_t);
+      BlockFactors factors{row, ce_weight, column - begin_of(b)};
+      if (fall_s != 0.0) factors.inverse_z_s *= float(::exp2(-fall_s));
+      if (fall_t != 0.0) factors.inverse_z_t *= float(::exp2(-fall_t));
+      if constexpr (kUsed == Label::kOwn) {
+        factors.ce *= float(::exp2(-fall(exponent_own, from.s, sums.max_s)));
       }
-      if (begin <= column && column < end) {
-        block[column - begin] -= static_cast<float>(sweeps.label_weight);
-      }
-      store_block(op.grad.dtype, grad, begin, static_cast<int>(end - begin), block, op.stream_grad);
+      write_block<Order, GradientD, kUsed>(b, grad + begin_of(b), factors);
     }
-    if (last == op.num_columns) sweeps.clear_padding(grad);
+  }
+
+  template <class Order, class GradientD, Label kUsed, class X>
+  void write_block(int64_t b, X* grad, const BlockFactors& factors) const {
+    const int64_t at = b * kBlock;
+    const auto gradient = [&](int i) {
+      Pair pair{gradient_register<GradientD, kUsed>(at + i, factors),
+                gradient_register<GradientD, kUsed>(at + i + Vec::kLanes, factors)};
+      if (i <= factors.label && factors.label < i + kPair) [[unlikely]] {
+        take_off_label(pair, Order::lane_of(static_cast<int>(factors.label) - i));
+      }
+      return pair;
+    };
+    const bool past_caches =
+        op.stream_grad && reinterpret_cast<uintptr_t>(grad) % (kPair * sizeof(X)) == 0;
+    const int size = size_of(b);
+    int i = 0;
+    for (; i + kPair <= size; i += kPair) {
+      store_pair(Order{}, grad + i, gradient(i), past_caches);
+    }
+    if (i < size) store_pair(Order{}, grad + i, gradient(i), size - i);
+  }
+
+  template <class GradientD, Label kUsed>
+  [[gnu::always_inline]] Vec gradient_register(int64_t at, const BlockFactors& factors) const {
+    const Vec x_s = load(e_s + at), x_t = load(e_t + at);
+    Vec q;
+    const Vec result = GradientD::gradient(factors, x_s, x_t, x_s, x_t, q);
+    if constexpr (kUsed == Label::kOwn) return fma(load(e_own + at), all(factors.ce), result);
+    return Sweeps<D>::template with_label<kUsed>(result, q, factors.ce);
+  }
+
+  void take_off_label(Pair& pair, int lane) const {
+    float lanes[kPair];
+    store(lanes, pair.a);
+    store(lanes + Vec::kLanes, pair.b);
+    lanes[lane] -= static_cast<float>(sweeps.label_weight);
+    pair = {load(lanes), load(lanes + Vec::kLanes)};
   }
 };
 
@@ -274,6 +399,10 @@ inline void long_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
     for (int64_t n = begin; n < end; ++n) {
       if (!op.counts(n)) continue;
       const RowSums sums = rows.collect(n);
+      if (!rows.are_good(sums)) {
+        run_together<KL<true, false>>(op, &n, 1, terms);
+        continue;
+      }
       RowFactors factors;
       terms[n - begin] = rows.finish(n, sums, factors);
       if (op.grad.data) rows.write_gradient(n, sums, factors);
@@ -294,8 +423,11 @@ inline Terms split_long_row(const KD& op, int64_t n, int num_parts, const Parall
                          storages[i]);
     }
     parallel(num_parts, [&](int i) { sums[i] = parts[i].collect(n); });
-    const Sweeps<KL<true, false>> sweeps(op);
-    for (int i = 1; i < num_parts; ++i) sweeps.join(sums[0], sums[i]);
+    for (int i = 1; i < num_parts; ++i) parts[0].join(sums[0], sums[i]);
+    if (!parts[0].are_good(sums[0])) {
+      terms = split_logits_row<KL<true, false>>(op, n, num_parts, parallel);
+      return;
+    }
     RowFactors factors;
     terms = parts[0].finish(n, sums[0], factors);
     if (!op.grad.data) return;

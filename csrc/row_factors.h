@@ -26,6 +26,17 @@ struct RowSums {
   double log2_ratio() const { return ::log2(z_t / z_s); }
   // 0, but NaN where a sum is, or where a side has no logit above -inf.
   double broken() const { return 0.0 / z_s + 0.0 / z_t; }
+
+  // Those of other columns, which refer to the same logits.
+  void add(const RowSums& others) {
+    z_s += others.z_s;
+    z_t += others.z_t;
+    z_ce += others.z_ce;
+    cross_t += others.cross_t;
+    cross_s += others.cross_s;
+    value += others.value;
+    pull += others.pull;
+  }
 };
 
 // A register of columns, normalised. A probability that is 0 has a logarithm of -inf.

@@ -100,7 +100,7 @@ class Sweeps {
     }
     terms.kd *= op.kd_scale;
     if (label != Label::kNone) {
-      terms.ce = ::log(sums.z_ce) - (double(label_logit(row.n)) - sums.max_s);
+      terms.ce = ::log(sums.z_ce) - (double(label_logit(row.n, transform_s)) - sums.max_s);
     }
     return terms;
   }
@@ -149,13 +149,7 @@ class Sweeps {
   void join(RowSums& sums, RowSums others) const {
     raise(sums, others.max_s, others.max_t);
     raise(others, sums.max_s, sums.max_t);
-    sums.z_s += others.z_s;
-    sums.z_t += others.z_t;
-    sums.z_ce += others.z_ce;
-    sums.cross_t += others.cross_t;
-    sums.cross_s += others.cross_s;
-    sums.value += others.value;
-    sums.pull += others.pull;
+    sums.add(others);
   }
 
   // act(first, size) of each block of [begin, end).
@@ -306,14 +300,15 @@ class Sweeps {
     return grad;
   }
 
-  static int64_t columns_to_alignment(const char* grad, int64_t element) {
-    const int64_t line = Vec::kLanes * element;
+  static int64_t columns_to_alignment(const char* grad, int64_t element,
+                                      int columns = Vec::kLanes) {
+    const int64_t line = columns * element;
     return (line - static_cast<int64_t>(reinterpret_cast<uintptr_t>(grad) % line)) % line / element;
   }
 
-  float label_logit(int64_t n) const {
+  float label_logit(int64_t n, const Transform& transform) const {
     alignas(64) float one[Vec::kLanes];
-    load_block(op.student.dtype, op.student.row(n), op.labels(n), 1, transform_s, 0.0f, one);
+    load_block(op.student.dtype, op.student.row(n), op.labels(n), 1, transform, 0.0f, one);
     return one[0];
   }
 };

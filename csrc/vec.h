@@ -6,7 +6,7 @@
 //
 // Each vec_*.h defines Vec (kLanes floats) and Mask, and
 //   all(x)                     x in every lane
-//   + - * /  fma(a, b, c)        a * b + c, rounded once where the machine can
+//   + - * /  fma(a, b, c)        a * b + c, rounded once where kFmaRoundsOnce
 //   max min                    of each lane; where a lane of a is NaN, that of b
 //   above, not_below           a > b; !(a < b), which is true for NaN
 //   where(m, a[, b])           a where m, else b (or 0)
@@ -18,6 +18,8 @@
 //   load, store [count]        of float, BFloat16 or Float16; the first count lanes only, others 0;
 //                              int8_t is only loaded
 //   stream                     an aligned store past the caches; finish_streams() after the last
+//   load_even_odd, store_even_odd   of 2 kLanes BFloat16, those at even places and the others;
+//                              what is stored is rounded to nearest even and must not be NaN
 #pragma once
 
 #include <cstdint>
@@ -26,7 +28,8 @@
 
 namespace mkd::MKD_ISA {
 constexpr int32_t kSqrtHalfBits = 0x3f3504f3;  // of sqrt(1/2) as a float
-}
+constexpr int32_t kUpperHalf = -0x10000;       // of 32 bits
+}  // namespace mkd::MKD_ISA
 
 #if defined(MKD_ISA_AVX512)
 #include "vec_avx512.h"

@@ -5,6 +5,8 @@
 
 namespace mkd::MKD_ISA {
 
+constexpr bool kFmaRoundsOnce = true;
+
 struct Vec {
   static constexpr int kLanes = 8;
   __m256 v;
@@ -141,5 +143,25 @@ inline void stream(T* p, Vec a) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bits(p, a));
 }
 inline void finish_streams() { _mm_sfence(); }
+
+inline void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even = {_mm256_castsi256_ps(_mm256_slli_epi32(x, 16))};
+  odd = {_mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(kUpperHalf)))};
+}
+inline __m256i upper_half_rounded(Vec a) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+}
+inline void store_even_odd(BFloat16* p, Vec even, Vec odd, bool past_caches) {
+  const __m256i low = _mm256_srli_epi32(upper_half_rounded(even), 16);
+  const __m256i both = _mm256_blend_epi16(low, upper_half_rounded(odd), 0xaa);
+  if (past_caches) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), both);
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
+  }
+}
 
 }  // namespace mkd::MKD_ISA

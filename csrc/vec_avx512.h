@@ -5,6 +5,8 @@
 
 namespace mkd::MKD_ISA {
 
+constexpr bool kFmaRoundsOnce = true;
+
 struct Vec {
   static constexpr int kLanes = 16;
   __m512 v;
@@ -129,5 +131,26 @@ inline void stream(T* p, Vec a) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bits(p, a));
 }
 inline void finish_streams() { _mm_sfence(); }
+
+inline void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
+  const __m512i x = _mm512_loadu_si512(p);
+  even = {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16))};
+  odd = {_mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(kUpperHalf)))};
+}
+inline __m512i upper_half_rounded(Vec a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  return _mm512_mask_add_epi32(half, is_odd, half, _mm512_set1_epi32(1));
+}
+inline void store_even_odd(BFloat16* p, Vec even, Vec odd, bool past_caches) {
+  const __m512i low = _mm512_srli_epi32(upper_half_rounded(even), 16);
+  const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, low, upper_half_rounded(odd));
+  if (past_caches) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
+  } else {
+    _mm512_storeu_si512(p, both);
+  }
+}
 
 }  // namespace mkd::MKD_ISA

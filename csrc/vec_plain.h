@@ -10,6 +10,8 @@ namespace mkd::MKD_ISA {
 typedef float Floats __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(16)));
 
+constexpr bool kFmaRoundsOnce = false;
+
 struct Vec {
   static constexpr int kLanes = 4;
   Floats v;
@@ -110,5 +112,22 @@ inline void stream(T* p, Vec a) {
   store(p, a);
 }
 inline void finish_streams() {}
+
+// In memory the even one of two comes first, so that it is the lower half of 32 bits.
+inline void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
+  Ints x;
+  __builtin_memcpy(&x, p, sizeof(x));
+  even = {(Floats)(x << 16)};
+  odd = {(Floats)(x & kUpperHalf)};
+}
+inline Ints upper_half_rounded(Vec a) {
+  const Ints bits = (Ints)a.v;
+  return bits + ((bits >> 16) & 1) + 0x7fff;
+}
+inline void store_even_odd(BFloat16* p, Vec even, Vec odd, bool) {
+  const Ints low = (upper_half_rounded(even) >> 16) & 0xffff;
+  const Ints both = low | (upper_half_rounded(odd) & kUpperHalf);
+  __builtin_memcpy(p, &both, sizeof(both));
+}
 
 }  // namespace mkd::MKD_ISA
