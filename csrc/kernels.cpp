@@ -11,13 +11,18 @@
 namespace mkd::MKD_ISA {
 
 static bool is_plain_forward_kl(const KD& op) {
-  return op.divergence == Divergence::kForwardKL && op.softcap == 0.0 &&
-         op.teacher_softcap == 0.0 && op.logit_scale > 0.0 && op.teacher_logit_scale > 0.0;
+  return op.divergence == Divergence::kForwardKL && op.softcap == 0.0 && op.teacher_softcap == 0.0;
+}
+
+// long_rows.h looks for the largest logits before they are scaled.
+static bool keeps_order(const KD& op) {
+  return op.logit_scale > 0.0 && op.teacher_logit_scale > 0.0;
 }
 
 static void dense_logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
   if (!is_plain_forward_kl(op)) return logits_rows(op, begin, end, terms);
   if (op.num_columns <= kShortColumns) return short_rows(op, begin, end, terms);
+  if (!keeps_order(op)) return logits_rows(op, begin, end, terms);
   long_rows(op, begin, end, terms);
 }
 
@@ -30,8 +35,9 @@ static void rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
 
 static void dense_split_row(const KD& op, int64_t n, int num_parts, const Parallel& parallel,
                             Terms* terms) {
-  *terms = is_plain_forward_kl(op) ? split_long_row(op, n, num_parts, parallel)
-                                   : split_logits_row(op, n, num_parts, parallel);
+  *terms = is_plain_forward_kl(op) && keeps_order(op)
+               ? split_long_row(op, n, num_parts, parallel)
+               : split_logits_row(op, n, num_parts, parallel);
   hidden_rows(op, n, n + 1, terms);
 }
 

@@ -9,8 +9,8 @@
 // registers to memory. What comes from memory next is fetched while arithmetic is going on, a line
 // for each line that is used.
 //
-// Rows with logits so large that c (see Exponent) is too rough, and those with NaN, are left to the
-// sweeps that serve every divergence.
+// Rows with logits so large that c (see long_runs.h) is too rough, and those with NaN, are left to
+// the sweeps that serve every divergence.
 #pragma once
 
 #include <algorithm>
@@ -19,26 +19,9 @@
 #include <vector>
 
 #include "dense_kd_rows.h"
-#include "pairs.h"
+#include "long_runs.h"
 
 namespace mkd::MKD_ISA {
-
-// From logits to exponents: t = z rate - c, where c is the rounded z rate of a reference. This is
-// one rounding of t; that of c is common to all that refer to it. Without a fused multiply-add it
-// would be that of large numbers, and t is made of the difference of logits.
-struct Exponent {
-  float rate;
-
-  double c_of(float reference) const {
-    return kFmaRoundsOnce ? double(reference * rate) : double(reference) * rate;
-  }
-  Vec operand_of(float reference) const {
-    return all(kFmaRoundsOnce ? -(reference * rate) : reference);
-  }
-  Vec operator()(Vec z, Vec operand) const {
-    return kFmaRoundsOnce ? fma(z, all(rate), operand) : (z - operand) * all(rate);
-  }
-};
 
 // Columns [first, last) of rows, whose exponentials are kept in `storage`.
 template <Label kLabel>
@@ -153,6 +136,11 @@ class LongRows {
     return exponent.c_of(Sweeps<D>::reference(to)) - exponent.c_of(Sweeps<D>::reference(from));
   }
 
+  // Of the largest exponent; what there is after nothing may be anywhere.
+  static double rise_of(const Exponent& exponent, float from, float to) {
+    return to == from ? 0.0 : from == kNothing ? double(INFINITY) : fall(exponent, from, to);
+  }
+
   // Refer the sums to the largest logits so far.
   void raise(RowSums& raised, float most_s, float most_t) const {
     most_s = std::max(most_s, raised.max_s);
@@ -197,15 +185,16 @@ class LongRows {
     for (;;) {
       const Reference reference =
           references[b] = {Sweeps<D>::reference(sums.max_s), Sweeps<D>::reference(sums.max_t)};
-      BlockSums block;
+      BlockSums<kLabel> block;
       for (int i = 0; i < size; i += kRun) {
         add_run(s + i, t + i, std::min(kRun, size - i), b * kBlock + i, reference, block);
       }
-      const float most_s = largest(block.most_s), most_t = largest(block.most_t);
+      const float most_s = std::max(largest(block.most_s), sums.max_s);
+      const float most_t = std::max(largest(block.most_t), sums.max_t);
       const Exponent& steepest =
           kLabel == Label::kOwn && op.temperature > 1.0 ? exponent_own : exponent_s;
-      if (!(fall(steepest, reference.s, most_s) > kMostRise) &&
-          !(fall(exponent_t, reference.t, most_t) > kMostRise)) {
+      if (rise_of(steepest, sums.max_s, most_s) <= kMostRise &&
+          rise_of(exponent_t, sums.max_t, most_t) <= kMostRise) {
         return block.add_to(sums);
       }
       raise(sums, most_s, most_t);
@@ -221,69 +210,21 @@ class LongRows {
     return largest(most);
   }
 
-  struct BlockSums {
-    Vec most_s = all(kNothing), most_t = most_s;
-    Doubles z_s, z_t, z_ce, cross;
-
-    void add_to(RowSums& sums) const {
-      const double total_s = z_s.sum();
-      sums.z_s += total_s;
-      sums.z_t += z_t.sum();
-      sums.z_ce += kLabel == Label::kSame ? total_s : z_ce.sum();
-      sums.cross_t += cross.sum();
-    }
-  };
-
-  // A few registers of columns, which are added up in float. All that it takes is at hand: what
-  // belongs to the row would be read again after each store.
-  struct Run {
-    const Exponent exponent_s, exponent_t, exponent_own;
-    const Vec operand_s, operand_t, operand_own;
-    float *const e_s, *const e_t, *const e_own;
-    Vec most_s, most_t;
-    Vec z_s = all(0.0f), z_t = z_s, z_ce = z_s, cross = z_s;
-
-    // One register of either side: its exponentials are kept and added.
-    [[gnu::always_inline]] void add(int i, Vec s, Vec t) {
-      most_s = max(s, most_s);  // a NaN is passed over here, and found in the sums
-      most_t = max(t, most_t);
-      const Vec t_s = exponent_s(s, operand_s), t_t = exponent_t(t, operand_t);
-      const Vec x_s = exp2(t_s), x_t = exp2(t_t);
-      store(e_s + i, x_s);
-      store(e_t + i, x_t);
-      z_s = z_s + x_s;
-      z_t = z_t + x_t;
-      if constexpr (kLabel == Label::kSquare) z_ce = fma(x_s, x_s, z_ce);
-      if constexpr (kLabel == Label::kOwn) {
-        const Vec x_own = exp2(exponent_own(s, operand_own));
-        store(e_own + i, x_own);
-        z_ce = z_ce + x_own;
-      }
-      // An event of probability 0 contributes 0, though its logarithm is infinite.
-      cross = fma(x_t, where(above(x_t, all(0.0f)), t_t - t_s), cross);
-    }
-
-    [[gnu::always_inline]] void add(int i, const Pair& s, const Pair& t) {
-      add(i, s.a, t.a);
-      add(i + Vec::kLanes, s.b, t.b);
-    }
-  };
-
   template <class S, class T>
   void add_run(const S* s, const T* t, int count, int64_t at, Reference reference,
-               BlockSums& block) const {
+               BlockSums<kLabel>& block) const {
     constexpr OrderOf<S, T> order;
-    Run run{exponent_s,
-            exponent_t,
-            exponent_own,
-            exponent_s.operand_of(reference.s),
-            exponent_t.operand_of(reference.t),
-            exponent_own.operand_of(reference.s),
-            e_s + at,
-            e_t + at,
-            e_own + at,
-            block.most_s,
-            block.most_t};
+    Run<kLabel> run{exponent_s,
+                    exponent_t,
+                    exponent_own,
+                    exponent_s.operand_of(reference.s),
+                    exponent_t.operand_of(reference.t),
+                    exponent_own.operand_of(reference.s),
+                    e_s + at,
+                    e_t + at,
+                    e_own + at,
+                    block.most_s,
+                    block.most_t};
     int i = 0;
     for (; i + kPair <= count; i += kPair) {
       fetch_pair(s + i);
@@ -303,18 +244,17 @@ class LongRows {
     block.cross.add(run.cross);
   }
 
-  template <class X>
-  static void fetch_pair(const X* p) {
-    constexpr int kLine = 64;
-    const char* const ahead = reinterpret_cast<const char*>(p) + kFetchAheadBytes;
-    for (size_t at = 0; at < kPair * sizeof(X); at += kLine) __builtin_prefetch(ahead + at);
-  }
-
   // What the kept exponentials of a block are multiplied by, and its label's place, if it has one.
   struct BlockFactors : RowFactors {
     float ce;
     int64_t label;
   };
+
+  // What is left of a block's exponentials where its reference is below the row's. It is above
+  // where the block has nothing but zeros.
+  static float rest_of(const Exponent& exponent, float from, float to) {
+    return static_cast<float>(::exp2(-std::max(0.0, fall(exponent, from, to))));
+  }
 
   // GradientD and kUsed leave out what has no weight.
   template <class X, class Order, class GradientD, Label kUsed>
@@ -323,16 +263,11 @@ class LongRows {
     const float ce_weight = sweeps.ce_factor(kUsed, sums);
     const int64_t column = kUsed == Label::kNone ? -1 : op.labels(n);
     for (int64_t b = num_blocks() - 1; b >= 0; --b) {
-      // The block's references may be below the row's.
       const Reference from = references[b];
-      const double fall_s = fall(exponent_s, from.s, sums.max_s);
-      const double fall_t = fall(exponent_t, from.t, sums.max_t);
       BlockFactors factors{row, ce_weight, column - begin_of(b)};
-      if (fall_s != 0.0) factors.inverse_z_s *= float(::exp2(-fall_s));
-      if (fall_t != 0.0) factors.inverse_z_t *= float(::exp2(-fall_t));
-      if constexpr (kUsed == Label::kOwn) {
-        factors.ce *= float(::exp2(-fall(exponent_own, from.s, sums.max_s)));
-      }
+      factors.inverse_z_s *= rest_of(exponent_s, from.s, sums.max_s);
+      factors.inverse_z_t *= rest_of(exponent_t, from.t, sums.max_t);
+      if constexpr (kUsed == Label::kOwn) factors.ce *= rest_of(exponent_own, from.s, sums.max_s);
       write_block<Order, GradientD, kUsed>(b, grad + begin_of(b), factors);
     }
   }
@@ -400,7 +335,7 @@ inline void long_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
       if (!op.counts(n)) continue;
       const RowSums sums = rows.collect(n);
       if (!rows.are_good(sums)) {
-        run_together<KL<true, false>>(op, &n, 1, terms);
+        run_together<KL<true, false>>(op, begin, &n, 1, terms);
         continue;
       }
       RowFactors factors;

@@ -36,6 +36,24 @@ def without_some_columns(num_columns: int = 1500, **options: Any) -> dict[str, A
     return fields
 
 
+def far_below_nothing(num_columns: int = 3000, **options: Any) -> dict[str, Any]:
+    """Blocks without any probability, before and after logits far below 0."""
+    fields = case(4, num_columns, **options)
+    for side in ("student_logits", "teacher"):
+        fields[side] -= 400.0
+        fields[side][:, :1100] = fields[side][:, -700:] = -torch.inf
+    return fields | {"labels": torch.tensor([1100, 1101, 1555, 2299])}
+
+
+def masked_with_the_least_float(**options: Any) -> dict[str, Any]:
+    """What some models put in place of -inf; the row begins with it, or has nothing else."""
+    fields = case(4, 3000, **options)
+    least = torch.finfo(fields["student_logits"].dtype).min
+    for side in ("student_logits", "teacher"):
+        fields[side][:3, :1500] = fields[side][3] = least
+    return fields | {"labels": torch.tensor([1500, 1600, -100, 7])}
+
+
 def rising_maximum(**options: Any) -> dict[str, Any]:
     fields = case(4, 5000, ce_weight=0.5, temperature=3.0, **options)
     fields["student_logits"] += torch.linspace(0, 60, 5000)
@@ -174,6 +192,16 @@ CASES: dict[str, dict[str, Any]] = {
     "short rows, mask": case(6, 50, mask=MASK),
     "250,002 columns": case(2, 250_002, dtypes=(BF16, BF16)),
     "gradient past the caches, unaligned": case(9, 131_075, dtypes=(F32, BF16)),
+    "gradient past the caches, unaligned, bfloat16": case(18, 131_075, dtypes=(BF16, BF16)),
+    **{
+        f"blocks of no probability{own}, {dtype}": far_below_nothing(
+            dtypes=(dtype, dtype), **fields
+        )
+        for dtype in (F32, BF16)
+        for own, fields in {"": {}, ", T of its own exponentials": {"temperature": 3.0}}.items()
+    },
+    "finfo.min in place of -inf": masked_with_the_least_float(),
+    "logits too large for long rows": case(6, 999, size=1e7),
     "strided rows": padded_rows(),
     "strided columns": transposed(),
     "teacher rows that are one row": expanded_teacher(),
