@@ -24,7 +24,12 @@ from mkd_fast.losses import LossSpec
 from mkd_fast.student import check_same_splits, copy_with_report, scratch_like, used_token_ids
 from mkd_fast.student.depth import choose_layers
 from mkd_fast.student.tokenizer import trim_tokenizer
-from mkd_fast.teacher.cache import Fingerprints, TeacherCache, fingerprint_tokenizer
+from mkd_fast.teacher.cache import (
+    Fingerprints,
+    TeacherCache,
+    fingerprint_chat_template,
+    fingerprint_tokenizer,
+)
 from mkd_fast.teacher.capture import CaptureProgress, capture
 from mkd_fast.teacher.pretrained import resolve_model
 from mkd_fast.train import corpus as corpora
@@ -172,6 +177,7 @@ class Run:
         settings = self.config.capture
         label_names = self.corpus.train.label_names
         teacher = models.load_classifier(self.teacher_folder, label_names)
+        tokenizer = models.load_tokenizer(self.teacher_folder)
         with progress.bar("capture", len(self.teacher_text)) as bar:
 
             def show(state: CaptureProgress) -> None:
@@ -185,7 +191,8 @@ class Run:
                 hidden_layers=[theirs for _, theirs in self.matched_layers],
                 temperatures=(self.config.loss.resolved_teacher_temperature,),
                 fingerprints=Fingerprints(
-                    tokenizer=fingerprint_tokenizer(models.load_tokenizer(self.teacher_folder)),
+                    tokenizer=fingerprint_tokenizer(tokenizer),
+                    chat_template=fingerprint_chat_template(tokenizer),
                     dataset=self.teacher_text.fingerprint,
                 ),
                 device=self.device,

@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from mkd_fast.teacher.cache import CachedBatch, Fingerprints, TeacherCache, toke
 from mkd_fast.teacher.cache.manifest import _signed, read_manifest
 from mkd_fast.teacher.capture import capture
 
-ORIGIN = Fingerprints(teacher="t1", tokenizer="k1", dataset="d1")
+ORIGIN = Fingerprints(teacher="t1", tokenizer="k1", chat_template="c1", dataset="d1")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_token_hashes_are_compared(folder, make_batches):
         cache.batch(batch.sample_ids, hashes)
 
 
-@pytest.mark.parametrize("field", ["teacher", "tokenizer", "dataset", "precision"])
+@pytest.mark.parametrize("field", [field.name for field in fields(Fingerprints)])
 def test_another_origin_is_named_with_both_fingerprints(folder, field):
     stored = TeacherCache.open(folder, expect=ORIGIN).fingerprints
     message = f"must be of {field} 'else', got {field} {getattr(stored, field)!r}"

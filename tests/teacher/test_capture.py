@@ -291,6 +291,7 @@ def test_the_teacher_is_fingerprinted_where_nobody_did(tmp_path, classifier, mak
     assert asdict(cache.fingerprints) == {
         "teacher": cache.fingerprints.teacher,
         "tokenizer": None,
+        "chat_template": None,
         "dataset": None,
         "precision": "float32",
     }

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from mkd_fast.teacher.capture import capture
 
 OPTIONS = {
     "keep": "logits",
-    "fingerprints": Fingerprints(teacher="echo", tokenizer="letters", dataset="random"),
+    "fingerprints": Fingerprints("echo", "letters", chat_template="none", dataset="random"),
     "shard_bytes": 100,  # two batches of 3 samples of 6 float32 columns
 }
 NUM_SHARDS = 3
@@ -150,10 +151,13 @@ def test_other_batches_cannot_be_resumed(tmp_path, monkeypatch, echo, make_batch
 def test_another_plan_cannot_be_resumed(tmp_path, monkeypatch, echo, make_batches):
     folder = tmp_path / "cache"
     stopped_after_two_shards(folder, monkeypatch, echo, make_batches())
-    with pytest.raises(ValueError, match=r"must be of teacher 'bert', got teacher 'echo'"):
-        capture(
-            echo, make_batches(), folder, **OPTIONS | {"fingerprints": Fingerprints(teacher="bert")}
-        )
+    stored = Fingerprints(**vars(OPTIONS["fingerprints"]) | {"precision": "float32"})
+    for field in fields(Fingerprints):
+        other = replace(stored, **{field.name: "else"})
+        was = getattr(stored, field.name)
+        message = f"must be of {field.name} 'else', got {field.name} {was!r}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            capture(echo, make_batches(), folder, **OPTIONS | {"fingerprints": other})
     with torch.no_grad():
         echo.table = torch.nn.Parameter(torch.zeros(61, 4))
     with pytest.raises(

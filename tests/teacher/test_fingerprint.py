@@ -12,7 +12,12 @@ from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
 from mkd_fast.data.batches import collate
 from mkd_fast.data.tokens import TokenisedText
-from mkd_fast.teacher.cache import fingerprint_model, fingerprint_tokenizer, token_hashes
+from mkd_fast.teacher.cache import (
+    fingerprint_chat_template,
+    fingerprint_model,
+    fingerprint_tokenizer,
+    token_hashes,
+)
 
 
 def test_a_model_and_its_folder_have_one_fingerprint(tmp_path, classifier, causal):
@@ -66,6 +71,17 @@ def test_padding_and_truncation_are_settings_of_a_call():
     tokenizer(["a", "a a"], padding=True, truncation=True, max_length=1)
     assert tokenizer.backend_tokenizer.truncation is not None
     assert fingerprint_tokenizer(tokenizer) == before
+
+
+def test_a_chat_template_has_a_fingerprint_where_there_is_one():
+    tokenizer = words("?", "a")
+    assert fingerprint_chat_template(tokenizer) is None
+    found = set()
+    for template in ("{{ messages }}", "{{ messages[0] }}", {"default": "{{ messages }}"}):
+        tokenizer.chat_template = template
+        found.add(fingerprint_chat_template(tokenizer))
+    assert len(found) == 3
+    assert all(len(digits) == 64 for digits in found)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])

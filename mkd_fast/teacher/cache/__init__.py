@@ -2,6 +2,7 @@
 
 from mkd_fast.teacher.cache.fingerprint import (
     Fingerprints,
+    fingerprint_chat_template,
     fingerprint_model,
     fingerprint_tokenizer,
     token_hashes,
@@ -16,6 +17,7 @@ __all__ = [
     "Damage",
     "Fingerprints",
     "TeacherCache",
+    "fingerprint_chat_template",
     "fingerprint_model",
     "fingerprint_tokenizer",
     "token_hashes",

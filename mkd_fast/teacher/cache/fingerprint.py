@@ -25,6 +25,7 @@ class Fingerprints:
     Args:
         teacher: of the model's config and weights, from ``fingerprint_model``.
         tokenizer: from ``fingerprint_tokenizer``.
+        chat_template: from ``fingerprint_chat_template``.
         dataset: of the text in its order, from the data that made the batches.
         precision: the arithmetic of the forward pass, for example ``"float32"``; ``capture``
             fills it in.
@@ -32,6 +33,7 @@ class Fingerprints:
 
     teacher: str | None = None
     tokenizer: str | None = None
+    chat_template: str | None = None
     dataset: str | None = None
     precision: str | None = None
 
@@ -107,6 +109,21 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
         rules = [type(tokenizer).__name__, tokenizer.get_vocab()]
     text = json.dumps([rules, tokenizer.special_tokens_map], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint_chat_template(tokenizer: Any) -> str | None:
+    """sha256 of what makes a text of a conversation.
+
+    Args:
+        tokenizer: a ``transformers`` tokenizer, with one template or several by name.
+
+    Returns:
+        64 hexadecimal digits; None where it has no template.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if template is None:
+        return None
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
 
 
 def token_hashes(input_ids: Tensor, attention_mask: Tensor) -> NDArray[np.uint64]:
