@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,20 @@ def write_atomically(path: Path, parts: Sequence[Any]) -> str:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return digest.hexdigest()
+
+
+def sha256_of(parts: Iterable[Any]) -> str:
+    """sha256, in hexadecimal digits, of the file that these parts would make."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

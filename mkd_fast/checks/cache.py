@@ -27,11 +27,11 @@ def cache_has_a_writer(folder: Path) -> RuntimeError:
     )
 
 
-def folder_not_empty(folder: Path, file: str) -> ValueError:
+def folder_not_empty(function: str, folder: Path, file: str) -> ValueError:
     """A folder of somebody else's files."""
     return value_error(
-        "capture",
-        "the cache's folder must be new, empty or an unfinished capture",
+        function,
+        "the cache's folder must be new, empty or left by the same call that was stopped",
         f"{folder} with {file!r}",
         "Name another folder.",
     )
@@ -220,4 +220,49 @@ def unknown_suffix(function: str, path: Path, known: Sequence[str]) -> ValueErro
     """A file's format is told by its name."""
     return value_error(
         function, f"a file must end in {' or '.join(known)}", str(path), "Rename it or convert it."
+    )
+
+
+def repair_needs(folder: Path, lost: Sequence[str], argument: str) -> ValueError:
+    """What a teacher said can only come from the teacher."""
+    return value_error(
+        "repair",
+        f"{argument} must be given to write {', '.join(lost)} in {folder} again",
+        "none",
+        "Pass the teacher and the batches of the capture.",
+    )
+
+
+def nothing_to_repair(folder: Path) -> ValueError:
+    """Without both nothing says what was captured."""
+    return value_error(
+        "repair",
+        "a cache must have its manifest.json or its capture.json",
+        f"{folder} with neither",
+        "Restore one of them from a copy, or capture again with resume=False.",
+    )
+
+
+def cannot_repair_parts(folder: Path) -> ValueError:
+    """Only the manifest knows where parts end."""
+    return value_error(
+        "repair",
+        f"{folder}, captured in parts, must have its manifest, or every shard and the index",
+        "neither",
+        "Capture it again in another folder.",
+    )
+
+
+def nothing_to_merge() -> ValueError:
+    """A cache of nothing is most likely a mistake."""
+    return value_error("merge", "paths must name caches", "none", "Name at least one.")
+
+
+def merged_sample_twice(sample_id: int, one: Path, other: Path) -> ValueError:
+    """Records are found by sample id."""
+    return value_error(
+        "merge",
+        "sample ids must differ",
+        f"{sample_id} in {one} and {other}",
+        "Capture each sample once.",
     )

@@ -8,10 +8,12 @@ from mkd_fast.teacher.cache import (
     fingerprint_chat_template,
     fingerprint_model,
     fingerprint_tokenizer,
+    merge,
     token_hashes,
     verify,
 )
 from mkd_fast.teacher.capture import CaptureProgress, capture
+from mkd_fast.teacher.repair import repair
 
 __all__ = [
     "CacheSummary",
@@ -23,6 +25,8 @@ __all__ = [
     "fingerprint_chat_template",
     "fingerprint_model",
     "fingerprint_tokenizer",
+    "merge",
+    "repair",
     "token_hashes",
     "verify",
 ]

@@ -112,7 +112,6 @@ def capture(
     if device is not None:
         teacher_model.to(device)
     folder, kinds = Path(path), parse_keep(keep)
-    origin = fingerprints or Fingerprints()
     plan = Plan(
         keep=kinds,
         vocab_size=vocab_size,
@@ -124,15 +123,11 @@ def capture(
         hidden_layers=_layer_numbers(teacher_model, hidden_layers),
         hidden_dtype=hidden_dtype,
         shard_bytes=shard_bytes,
-        fingerprints=replace(
-            origin,
-            teacher=origin.teacher or fingerprint_model(teacher_model),
-            precision=origin.precision or _precision(teacher_model, autocast),
-        ),
+        fingerprints=complete(fingerprints, teacher_model, autocast),
     )
     if resume and (folder / MANIFEST).exists():
         cache = TeacherCache.open(folder)
-        plan.require(cache.manifest.plan, folder)
+        plan.require("capture", cache.manifest.plan, folder)
         return cache
     teacher = ResidentTeacher(teacher_model, plan, autocast)
     with open_writer(folder, plan, resume=resume) as writer:
@@ -193,6 +188,18 @@ def _layer_numbers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
     if not in_range or len(set(numbers)) < len(numbers):
         raise checks.hidden_layers_out_of_range(layers, num_layers)
     return numbers
+
+
+def complete(
+    given: Fingerprints | None, teacher: nn.Module, autocast: torch.dtype | None
+) -> Fingerprints:
+    """Fingerprints with those of the teacher and its precision, where they were not given."""
+    given = given or Fingerprints()
+    return replace(
+        given,
+        teacher=given.teacher or fingerprint_model(teacher),
+        precision=given.precision or _precision(teacher, autocast),
+    )
 
 
 def _precision(model: nn.Module, autocast: torch.dtype | None) -> str:

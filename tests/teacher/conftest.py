@@ -3,13 +3,17 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich_cache import OPTIONS, SHARDS
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from mkd_fast.teacher import capture
 
 VOCAB_SIZE = 61
 
@@ -46,6 +50,15 @@ def causal() -> LlamaForCausalLM:
         intermediate_size=24,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def rich(tmp_path_factory, causal, make_batches) -> Path:
+    """A cache of everything, which tests copy before they damage it."""
+    folder = tmp_path_factory.mktemp("rich") / "cache"
+    capture(causal, make_batches(), folder, **OPTIONS)
+    assert sorted(path.name for path in folder.glob("shard-*")) == SHARDS
+    return folder
 
 
 class Echo(nn.Module):

@@ -280,7 +280,7 @@ def test_outputs_that_are_no_logits(tmp_path, echo, make_batches, outputs, fact)
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path, echo, make_batches):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match="must be new, empty or an unfinished capture") as caught:
+    with pytest.raises(ValueError, match="must be new, empty or left by the same") as caught:
         capture(echo, make_batches(), tmp_path, keep="logits", fingerprints=ORIGIN)
     assert "'thesis.tex'" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -7,6 +7,7 @@ from mkd_fast.teacher.cache.fingerprint import (
     fingerprint_tokenizer,
     token_hashes,
 )
+from mkd_fast.teacher.cache.merge import merge
 from mkd_fast.teacher.cache.reader import CachedBatch, TeacherCache
 from mkd_fast.teacher.cache.summary import CacheSummary
 from mkd_fast.teacher.cache.verify import Damage, verify
@@ -20,6 +21,7 @@ __all__ = [
     "fingerprint_chat_template",
     "fingerprint_model",
     "fingerprint_tokenizer",
+    "merge",
     "token_hashes",
     "verify",
 ]

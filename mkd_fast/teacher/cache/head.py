@@ -1,14 +1,16 @@
 """The teacher's head, once a cache: ``head.safetensors`` with its weight and perhaps its bias."""
 
-import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mkd_fast.checks import cache as checks
+from mkd_fast.files import sha256_of, sha256_of_file
 from mkd_fast.teacher.cache.arrays import as_array
 from mkd_fast.teacher.cache.format import FORMAT, VERSION, header_of, place
 from mkd_fast.teacher.cache.manifest import HEAD, FileEntry
@@ -29,9 +31,29 @@ def head_parts(head: nn.Module, num_columns: int | None) -> list[Any]:
         if tensor is not None:
             kept = tensor.detach()[:num_columns].cpu().contiguous()
             tensors[name] = kept if kept.dtype in _NAMES else kept.float()
+    return _parts(tensors)
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> list[Any]:
     placed = place((name, _NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items())
-    header = header_of(placed, {"format": f"{FORMAT} {VERSION} head"})
-    return [header, *(as_array(tensor) for tensor in tensors.values())]
+    arrays = [as_array(tensor) for tensor in tensors.values()]
+    sha256 = sha256_of([header_of(placed, {}), *arrays])
+    # a lost manifest can be written again only if the file itself says whether it is whole
+    about = {"format": f"{FORMAT} {VERSION} head", "sha256": sha256}
+    return [header_of(placed, about), *arrays]
+
+
+def unlisted_head(path: Path) -> list[Any] | None:
+    """The parts of a head's file that no manifest lists; None where it is missing or damaged."""
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    tensors: dict[str, Tensor] = {n: found[n] for n in ("weight", "bias") if n in found}
+    if any(tensor.dtype not in _NAMES for tensor in tensors.values()):
+        return None
+    parts = _parts(tensors)
+    return parts if sha256_of(parts) == sha256_of_file(path) else None
 
 
 class Head:
@@ -59,16 +81,15 @@ class Head:
         return self._on[key]
 
     def _read(self) -> tuple[Tensor, Tensor | None]:
-        require_whole(self._path, self._entry)
+        require_whole(self._path, self._entry.sha256)
         with safe_open(self._path, framework="pt") as file:
             bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118
             return file.get_tensor("weight"), bias
 
 
-def require_whole(path: Path, entry: FileEntry) -> None:
+def require_whole(path: Path, sha256: str) -> None:
     """Raise ValueError unless a file is there and as the manifest says; reads all of it."""
     if not path.exists():
         raise checks.cache_damaged(path, "it is missing")
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-            raise checks.cache_damaged(path, "it does not match the manifest's sha256")
+    if sha256_of_file(path) != sha256:
+        raise checks.cache_damaged(path, "it does not match the manifest's sha256")

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from mkd_fast.checks import cache as checks
 from mkd_fast.teacher.cache.format import FORMAT, VERSION, Placed, header_of, place
-from mkd_fast.teacher.cache.manifest import INDEX, FileEntry
+from mkd_fast.teacher.cache.manifest import INDEX, FileEntry, Manifest
+from mkd_fast.teacher.cache.shard import Shard
 
 
 def index_parts(ids_of_shards: Sequence[NDArray[np.int64]]) -> list[Any]:
@@ -31,6 +32,12 @@ def index_parts(ids_of_shards: Sequence[NDArray[np.int64]]) -> list[Any]:
     records = np.concatenate([np.arange(count, dtype=np.uint32) for count in counts])[order]
     header, _ = _layout(len(sample_ids))
     return [header, sample_ids[order], shards, records]
+
+
+def ids_in_shards(folder: Path, manifest: Manifest) -> list[NDArray[np.int64]]:
+    """The sample ids of every shard of a cache, in its order."""
+    opened = (Shard(folder / entry.file, manifest.layout(entry)) for entry in manifest.shards)
+    return [shard.sample_ids.copy() for shard in opened]
 
 
 def _layout(num_samples: int) -> tuple[bytes, dict[str, Placed]]:

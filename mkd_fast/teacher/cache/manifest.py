@@ -47,6 +47,8 @@ class Plan:
         hidden_dtype: of these: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
         shard_bytes: size at which a shard is closed.
         fingerprints: where the cache comes from.
+        num_parts: parts in which it was captured, one after another in the cache: part p is
+            every ``num_parts``-th batch from the p-th on.
     """
 
     keep: tuple[str, ...]
@@ -60,14 +62,15 @@ class Plan:
     hidden_dtype: str
     shard_bytes: int
     fingerprints: Fingerprints
+    num_parts: int = 1
 
-    def require(self, stored: "Plan", folder: Path) -> None:
+    def require(self, function: str, stored: "Plan", folder: Path) -> None:
         """Raise ValueError that names the first field in which the stored plan differs."""
-        self.fingerprints.require("capture", stored.fingerprints, folder)
+        self.fingerprints.require(function, stored.fingerprints, folder)
         for field in fields(self):
             asked, found = getattr(self, field.name), getattr(stored, field.name)
             if asked != found and field.name != "fingerprints":
-                raise checks.cache_of_another("capture", folder, field.name, found, asked)
+                raise checks.cache_of_another(function, folder, field.name, found, asked)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class ShardEntry:
     num_bytes: int
     index_crc32: int
     sha256: str
+
+    @classmethod
+    def of(cls, layout: ShardLayout, file: str, sha256: str) -> Self:
+        """The entry of a shard that has been written."""
+        return cls(file, layout.num_rows, layout.num_bytes, layout.index_crc32, sha256)
 
     @property
     def num_samples(self) -> int:
@@ -204,6 +212,7 @@ def _parse(data: Any) -> Manifest:
     plan = Plan(**plan | lists | {"fingerprints": origin})
     parse_keep(plan.keep)
     _count(plan.shard_bytes)
+    _count(plan.num_parts)
     tensors = tuple(_tensor(**tensor) for tensor in data["tensors"])
     num_axes = len(axes_of(tensors))
     shards = (_shard(number, num_axes, **shard) for number, shard in enumerate(data["shards"]))

@@ -79,6 +79,5 @@ def read_unfinished(folder: Path) -> Manifest:
             layout = open_unlisted_shard(path, manifest.tensors, manifest.digest).layout
         except ValueError:  # it will be captured again, and those after it
             break
-        counts = layout.num_rows, layout.num_bytes, layout.index_crc32
-        shards.append(ShardEntry(path.name, *counts, sha256=""))
+        shards.append(ShardEntry.of(layout, path.name, sha256=""))
     return replace(manifest, shards=tuple(shards))

@@ -7,6 +7,8 @@ from pathlib import Path
 from mkd_fast.checks import cache as checks
 from mkd_fast.teacher.cache.head import require_whole
 from mkd_fast.teacher.cache.manifest import (
+    HEAD,
+    INDEX,
     MANIFEST,
     PLAN,
     FileEntry,
@@ -44,7 +46,9 @@ def verify(path: str | Path, each: Each = iter) -> tuple[Damage, ...]:
     except (ValueError, OSError) as error:
         return (Damage(MANIFEST, str(error)),)
     listed = {entry.file for entry in manifest.shards} | {other.file for other in manifest.others}
-    strays = [file.name for file in folder.glob("*.safetensors") if file.name not in listed]
+    named_as_ours = [path.name for path in folder.glob("shard-*.safetensors")]
+    named_as_ours += [name for name in (INDEX, HEAD) if (folder / name).exists()]
+    strays = set(named_as_ours) - listed
     found = [Damage(name, "the manifest does not list it") for name in strays]
     for entry in each((*manifest.shards, *manifest.others)):
         if isinstance(entry, ShardEntry):
@@ -61,7 +65,7 @@ def verify(path: str | Path, each: Each = iter) -> tuple[Damage, ...]:
 
 def _other_damage(path: Path, entry: FileEntry) -> str | None:
     try:
-        require_whole(path, entry)
+        require_whole(path, entry.sha256)
     except (ValueError, OSError) as error:
         return str(error)
     return None
@@ -71,8 +75,8 @@ def _damage(folder: Path, manifest: Manifest, entry: ShardEntry) -> str | None:
     path = folder / entry.file
     try:
         shard = Shard(path, manifest.layout(entry))
-        shard.require_all_records()
         if shard.sha256() != entry.sha256:
+            shard.require_all_records()  # names the first that is damaged
             raise checks.cache_damaged(path, "its content does not match the manifest's sha256")
     except (ValueError, OSError) as error:
         return str(error)

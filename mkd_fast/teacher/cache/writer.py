@@ -6,8 +6,8 @@ a run that was stopped and resumed ends with the same bytes as one that was not.
 
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mkd_fast.checks import cache as checks
-from mkd_fast.files import make_folder, write_atomically
+from mkd_fast.files import make_folder, sha256_of, write_atomically
 from mkd_fast.teacher.cache.format import ShardLayout, TensorSpec, axes_of, crc32, shard_name
 from mkd_fast.teacher.cache.index import index_parts
-from mkd_fast.teacher.cache.lock import LOCK, only_writer
+from mkd_fast.teacher.cache.left import (
+    entry_of,
+    first_whole_shards,
+    is_foreign,
+    is_last,
+    remove_shards,
+)
+from mkd_fast.teacher.cache.lock import only_writer
 from mkd_fast.teacher.cache.manifest import (
     HEAD,
     INDEX,
@@ -32,7 +39,7 @@ from mkd_fast.teacher.cache.manifest import (
     ShardEntry,
     read_manifest,
 )
-from mkd_fast.teacher.cache.shard import Shard, open_unlisted_shard
+from mkd_fast.teacher.cache.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -71,25 +78,26 @@ def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 class CacheWriter:
     """Collect records into shards; from ``open_writer``, which holds the folder's lock.
 
-    It goes on where an earlier run was stopped. Of a finished cache (``repairs``) it asks for the
-    samples of damaged shards only, and writes these again.
+    It goes on where an earlier run was stopped. Of a finished cache it asks for the samples of
+    lost shards only, and writes these again as they were.
 
     Args:
         folder: of the cache.
         plan: what is being captured.
-        repairs: whether a finished cache may be here.
+        lost: files of the finished cache's shards that are to be written again, all others being
+            whole; None for a capture that has not finished.
 
     Raises:
         ValueError: the folder holds a capture of another plan, or other files.
         OSError: the folder cannot be read.
     """
 
-    def __init__(self, folder: Path, plan: Plan, *, repairs: bool = False) -> None:
+    def __init__(self, folder: Path, plan: Plan, *, lost: Collection[str] | None = None) -> None:
         self.folder, self.plan = folder, plan
         self.num_samples = self.num_tokens = 0
         self._manifest: Manifest | None = None
         self._pending: list[Records] = []
-        self._pending_bytes = 0
+        self._pending_bytes = self._pending_samples = 0
         # of every shard that is known: what it must be, and its sample ids where it is whole
         self._expected: list[ShardEntry] = []
         self._whole: dict[int, Shard] = {}
@@ -97,31 +105,32 @@ class CacheWriter:
         self._begins = np.zeros(1, np.int64)  # of each known shard, in samples
         self._num_asked = 0
         self._is_end_known = False
-        if repairs:
-            self._take_up(read_manifest(folder / MANIFEST))
+        self._repairs = lost is not None
+        if lost is not None:
+            self._take_up(read_manifest(folder / MANIFEST), lost)
         elif (folder / PLAN).exists():
             self._take_up(read_manifest(folder / PLAN))
-        elif others := [p.name for p in folder.iterdir() if p.name != LOCK and p.suffix != ".tmp"]:
-            raise checks.folder_not_empty(folder, min(others))
+        elif others := [path.name for path in folder.iterdir() if is_foreign(path)]:
+            raise checks.folder_not_empty("capture", folder, min(others))
         self._sorted_ids = np.sort(np.concatenate([np.empty(0, np.int64), *self._ids.values()]))
 
-    def _take_up(self, manifest: Manifest) -> None:
-        self.plan.require(manifest.plan, self.folder)
+    def _take_up(self, manifest: Manifest, lost: Collection[str] = ()) -> None:
+        self.plan.require("capture", manifest.plan, self.folder)
         self._manifest = replace(manifest, shards=(), others=())
-        if manifest.shards:
+        if self._repairs:
             self._expected = list(manifest.shards)
-            self._whole = _whole_shards_of(self.folder, manifest)
+            self._whole = {
+                number: Shard(self.folder / entry.file, manifest.layout(entry))
+                for number, entry in enumerate(manifest.shards)
+                if entry.file not in lost
+            }
             self._is_end_known = True
         else:
-            self._whole = dict(enumerate(_first_whole_shards(self.folder, manifest)))
-            for shard in self._whole.values():
-                self._expected.append(_entry(shard.path, shard.layout, shard.sha256()))
-                # only the last shard of a capture may be smaller than the plan says
-                self._is_end_known = shard.layout.record_bytes < self.plan.shard_bytes
-        whole = {shard.path.name for shard in self._whole.values()}
-        for path in self.folder.glob("shard-*.safetensors"):
-            if path.name not in whole:
-                path.unlink()
+            shards = first_whole_shards(self.folder, manifest)
+            self._whole = dict(enumerate(shards))
+            self._expected = [entry_of(shard) for shard in shards]
+            self._is_end_known = bool(shards) and is_last(shards[-1], self.plan)
+            remove_shards(self.folder, all_but={entry.file for entry in self._expected})
         self._ids = {number: shard.sample_ids for number, shard in self._whole.items()}
         self.num_samples = sum(self._expected[number].num_samples for number in self._whole)
         self.num_tokens = sum(self._expected[number].num_tokens for number in self._whole)
@@ -165,19 +174,34 @@ class CacheWriter:
         """Take the records of one batch, and write a shard where they fill it."""
         self._pending.append(records)
         self._pending_bytes += sum(rows.nbytes for rows in records.tensors.values())
+        self._pending_samples += len(records.sample_ids)
         self.num_samples += len(records.sample_ids)
         self.num_tokens += int(records.num_rows["token"].sum())
-        if self._pending_bytes >= self.plan.shard_bytes:
+        if self._repairs:  # in a merged cache, any shard may be the last of its part
+            is_full = self._pending_samples >= self._expected[self._number].num_samples
+        else:
+            is_full = self._pending_bytes >= self.plan.shard_bytes
+        if is_full:
             self._write_shard()
 
+    @property
+    def _number(self) -> int:
+        """Of the shard that is written next."""
+        return next(number for number in itertools.count() if number not in self._ids)
+
     def finish(self, head: Sequence[Any] | None = None) -> None:
-        """Write the last shard, the head's parts, the index and the manifest."""
+        """Write the last shard, the head's parts, the index and the manifest.
+
+        Of a finished cache, only lost shards are written.
+        """
         if self._pending:
             self._write_shard()
         if self._num_asked < self._begins[-1]:
             raise checks.batches_changed(self.folder, self._num_asked)
         if self._manifest is None or not self._expected:
             raise checks.no_batches()
+        if self._repairs:
+            return
         shards = tuple(self._expected)
         ids = [self._ids[number] for number in range(len(shards))]
         write_manifest(self.folder, replace(self._manifest, shards=shards), ids, head)
@@ -204,16 +228,16 @@ class CacheWriter:
         layout = ShardLayout(tensors, totals, self._manifest.digest, index_crc32)
         stored = [name for name in layout.placed if not name.startswith("index.")]
         rows = (batch.tensors[name] for name in stored for batch in batches)
-        number = next(n for n in itertools.count() if n not in self._ids)
+        parts = [layout.header, *index, *rows]
+        number = self._number
         path = self.folder / shard_name(number)
-        entry = _entry(path, layout, write_atomically(path, [layout.header, *index, *rows]))
-        if number == len(self._expected):
-            self._expected.append(entry)
-        elif entry != self._expected[number]:
-            path.unlink()
-            raise checks.repaired_otherwise(path, self._expected[number].sha256, entry.sha256)
+        if self._repairs:
+            write_again(path, self._expected[number].sha256, parts)
+        else:
+            sha256 = write_atomically(path, parts)
+            self._expected.append(ShardEntry.of(layout, path.name, sha256))
         self._ids[number] = sample_ids
-        self._pending, self._pending_bytes = [], 0
+        self._pending, self._pending_bytes, self._pending_samples = [], 0, 0
 
     def _require_new(self, sample_ids: NDArray[np.int64]) -> None:
         both = np.concatenate((self._sorted_ids, np.sort(sample_ids)))
@@ -248,45 +272,30 @@ def write_manifest(
     write_atomically(folder / MANIFEST, [whole.to_bytes()])
 
 
-def _entry(path: Path, layout: ShardLayout, sha256: str) -> ShardEntry:
-    return ShardEntry(path.name, layout.num_rows, layout.num_bytes, layout.index_crc32, sha256)
+def write_again(path: Path, sha256: str, parts: Sequence[Any]) -> None:
+    """Put a file back that was damaged.
 
+    Args:
+        path: the file, which stays as it is where an error is raised.
+        sha256: of the file as it was.
+        parts: its content.
 
-def _whole_shards_of(folder: Path, manifest: Manifest) -> dict[int, Shard]:
-    """The shards of a finished cache that are as they were written, by number."""
-    whole = {}
-    for number, entry in enumerate(manifest.shards):
-        with suppress(ValueError, OSError):
-            shard = Shard(folder / entry.file, manifest.layout(entry))
-            if shard.sha256() == entry.sha256:
-                whole[number] = shard
-    return whole
-
-
-def _first_whole_shards(folder: Path, manifest: Manifest) -> list[Shard]:
-    """The shards from the first on, up to one that is absent or damaged."""
-    shards: list[Shard] = []
-    while (path := folder / shard_name(len(shards))).exists():
-        try:
-            shard = open_unlisted_shard(path, manifest.tensors, manifest.digest)
-            shard.require_all_records()
-        except ValueError:
-            break
-        shards.append(shard)
-    return shards
+    Raises:
+        ValueError: they are not what was there.
+    """
+    if (found := sha256_of(parts)) != sha256:
+        raise checks.repaired_otherwise(path, sha256, found)
+    write_atomically(path, parts)
 
 
 @contextmanager
-def open_writer(
-    folder: Path, plan: Plan, *, resume: bool, repairs: bool = False
-) -> Iterator[CacheWriter]:
+def open_writer(folder: Path, plan: Plan, *, resume: bool) -> Iterator[CacheWriter]:
     """The only writer of a folder, for as long as the context lasts.
 
     Args:
         folder: made where it does not exist.
         plan: what is being captured.
         resume: False removes what an earlier capture, finished or not, has left there.
-        repairs: write only the damaged shards of the finished cache that is there.
 
     Raises:
         ValueError: the folder holds a capture of another plan, or other files.
@@ -296,7 +305,7 @@ def open_writer(
     make_folder(folder)
     with only_writer(folder):
         if not resume:
-            for pattern in (MANIFEST, PLAN, INDEX, HEAD, "shard-*.safetensors"):
+            for pattern in (MANIFEST, PLAN, INDEX, HEAD, "shard-*.safetensors", "*.tmp"):
                 for path in folder.glob(pattern):
                     path.unlink()
-        yield CacheWriter(folder, plan, repairs=repairs)
+        yield CacheWriter(folder, plan)
