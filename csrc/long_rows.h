@@ -105,8 +105,8 @@ class LongRows {
   using D = KL<true, false>;
   static constexpr int kArrays = kLabel == Label::kOwn ? 3 : 2;
   static constexpr size_t kAlignment = 16;  // floats
-  // In powers of two. An exponential's relative error grows with its exponent.
-  static constexpr double kMostRise = 1.0;
+  // In powers of two, and within the error budget: the error of an exponential grows with t.
+  static constexpr double kMostRise = 3.0;
   // Of c, whose rounding leaves the largest exponent within 1/16 of 0.
   static constexpr double kFarthest = 0x1p20;
   static constexpr int kRun = 32 * Vec::kLanes;  // registers that are added up in float
