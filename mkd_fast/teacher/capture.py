@@ -4,19 +4,31 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from mkd_fast.checks import teacher as checks
-from mkd_fast.teacher.cache.fingerprint import Fingerprints, fingerprint_model
+from mkd_fast.teacher.cache.fingerprint import (
+    Fingerprints,
+    fingerprint_model,
+    fingerprint_weights,
+)
 from mkd_fast.teacher.cache.kinds import DTYPES, HIDDEN, STATE_DTYPES, parse_keep
 from mkd_fast.teacher.cache.manifest import MANIFEST, Plan
 from mkd_fast.teacher.cache.reader import TeacherCache
 from mkd_fast.teacher.cache.writer import CacheWriter, open_writer
-from mkd_fast.teacher.kept import Keeper, Launched
-from mkd_fast.teacher.resident import ResidentTeacher, token_batch
+from mkd_fast.teacher.kept import Keeper, Launched, TeacherOutputs
+from mkd_fast.teacher.runners import (
+    Runner,
+    outputs_of,
+    runner_of,
+    token_batch,
+)
+
+if TYPE_CHECKING:
+    from mkd_fast.teacher.streamed import StreamedTeacher
 
 DEFAULT_SHARD_BYTES = 256 << 20
 
@@ -35,7 +47,7 @@ class CaptureProgress:
 
 
 def capture(
-    teacher_model: nn.Module,
+    teacher_model: "nn.Module | StreamedTeacher",
     batches: Iterable[Any],
     path: str | Path,
     *,
@@ -64,7 +76,8 @@ def capture(
     Args:
         teacher_model: called with ``input_ids`` and ``attention_mask``; returns ``logits``
             ``[B, V]`` (one row per sample) or ``[B, S, V]`` (one per token), and
-            ``hidden_states`` if asked. It runs in evaluation mode without gradients.
+            ``hidden_states`` if asked. It runs in evaluation mode without gradients. A
+            ``StreamedTeacher`` is never in memory as a whole.
         batches: the same batches in the same order whenever they are iterated: objects or
             mappings with ``input_ids`` ``[B, S]``, ``attention_mask`` ``[B, S]`` and
             ``sample_ids`` ``[B]``. Padding may be on either side, and is not stored.
@@ -109,7 +122,7 @@ def capture(
     checks.positive("capture", "shard_bytes", shard_bytes)
     checks.positive("capture", "vocab_size", vocab_size)
     checks.positive("capture", "proposal_exponent", proposal_exponent)
-    if device is not None:
+    if device is not None and isinstance(teacher_model, nn.Module):
         teacher_model.to(device)
     folder, kinds = Path(path), parse_keep(keep)
     plan = Plan(
@@ -129,15 +142,15 @@ def capture(
         cache = TeacherCache.open(folder)
         plan.require("capture", cache.manifest.plan, folder)
         return cache
-    teacher = ResidentTeacher(teacher_model, plan, autocast)
+    runner = runner_of(teacher_model, plan, autocast)
     with open_writer(folder, plan, resume=resume) as writer:
-        write_records(writer, teacher, batches, progress)
+        write_records(writer, runner, batches, progress)
     return TeacherCache.open(folder)
 
 
 def write_records(
     writer: CacheWriter,
-    teacher: ResidentTeacher,
+    runner: Runner,
     batches: Iterable[Any],
     progress: Callable[[CaptureProgress], None] | None,
 ) -> None:
@@ -156,14 +169,22 @@ def write_records(
             progress(CaptureProgress(writer.num_samples, writer.num_tokens))
 
     # the device works on one batch while the host writes the one before
-    for batch, outputs in teacher.run(new):
-        keeper = keeper or Keeper(writer.plan, outputs, teacher.about(outputs))
+    for batch, outputs in runner.run(new):
+        if keeper is None:
+            about = outputs_of(runner.config, writer.plan, _num_columns(outputs, runner))
+            keeper = Keeper(writer.plan, outputs, about)
         in_flight.append(keeper.launch(batch, outputs))
         if len(in_flight) > 1:
             write_next()
     while in_flight:
         write_next()
-    writer.finish(teacher.head_parts() if HIDDEN in writer.plan.keep else None)
+    writer.finish(runner.head() if HIDDEN in writer.plan.keep else None)
+
+
+def _num_columns(outputs: TeacherOutputs, runner: Runner) -> int:
+    if outputs.logits is not None:
+        return outputs.logits.shape[-1]
+    return runner.num_head_columns
 
 
 def _stored_temperatures(
@@ -178,10 +199,12 @@ def _stored_temperatures(
     return tuple(float(temperature) for temperature in temperatures)
 
 
-def _layer_numbers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
+def _layer_numbers(
+    teacher: "nn.Module | StreamedTeacher", layers: Sequence[int]
+) -> tuple[int, ...]:
     if not layers:
         return ()
-    config: Any = model.config
+    config: Any = _model(teacher).config
     num_layers = config.get_text_config().num_hidden_layers
     numbers = tuple(layer if layer >= 0 else num_layers + 1 + layer for layer in layers)
     in_range = all(0 <= number <= num_layers for number in numbers)
@@ -191,17 +214,27 @@ def _layer_numbers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
 
 
 def complete(
-    given: Fingerprints | None, teacher: nn.Module, autocast: torch.dtype | None
+    given: Fingerprints | None,
+    teacher: "nn.Module | StreamedTeacher",
+    autocast: torch.dtype | None,
 ) -> Fingerprints:
     """Fingerprints with those of the teacher and its precision, where they were not given."""
     given = given or Fingerprints()
+    precision = str(next(_model(teacher).parameters()).dtype).removeprefix("torch.")
+    if autocast is not None:
+        precision = f"autocast {str(autocast).removeprefix('torch.')}"
     return replace(
         given,
-        teacher=given.teacher or fingerprint_model(teacher),
-        precision=given.precision or _precision(teacher, autocast),
+        teacher=given.teacher or _fingerprint(teacher),
+        precision=given.precision or precision,
     )
 
 
-def _precision(model: nn.Module, autocast: torch.dtype | None) -> str:
-    own = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return own if autocast is None else f"autocast {str(autocast).removeprefix('torch.')}"
+def _model(teacher: "nn.Module | StreamedTeacher") -> nn.Module:
+    return teacher if isinstance(teacher, nn.Module) else teacher.model
+
+
+def _fingerprint(teacher: "nn.Module | StreamedTeacher") -> str:
+    if isinstance(teacher, nn.Module):
+        return fingerprint_model(teacher)
+    return fingerprint_weights(teacher.model.config, teacher.named_weights())

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from mkd_fast.checks import cache as checks
 from mkd_fast.files import sha256_of, sha256_of_file, write_atomically
 from mkd_fast.teacher.cache.fingerprint import Fingerprints
-from mkd_fast.teacher.cache.head import unlisted_head
+from mkd_fast.teacher.cache.head import head_parts, unlisted_head
 from mkd_fast.teacher.cache.index import ids_in_shards, index_parts
 from mkd_fast.teacher.cache.kinds import HIDDEN
 from mkd_fast.teacher.cache.left import entry_of, first_whole_shards
@@ -20,13 +20,16 @@ from mkd_fast.teacher.cache.manifest import HEAD, INDEX, MANIFEST, PLAN, Manifes
 from mkd_fast.teacher.cache.verify import Damage, verify
 from mkd_fast.teacher.cache.writer import CacheWriter, write_again, write_manifest
 from mkd_fast.teacher.capture import CaptureProgress, complete, write_records
-from mkd_fast.teacher.resident import ResidentTeacher
+from mkd_fast.teacher.runners import Runner, runner_of
 from mkd_fast.teacher.shared import in_stored_order
+
+if TYPE_CHECKING:
+    from mkd_fast.teacher.streamed import StreamedTeacher
 
 
 def repair(
     path: str | Path,
-    teacher_model: nn.Module | None = None,
+    teacher_model: "nn.Module | StreamedTeacher | None" = None,
     batches: Iterable[Any] | None = None,
     *,
     fingerprints: Fingerprints | None = None,
@@ -99,7 +102,8 @@ def _write_files(
         parts = index_parts(ids_in_shards(folder, manifest))
         write_again(folder / INDEX, others[INDEX].sha256, parts)
     if HEAD in found:
-        parts = teaching.teacher(manifest, [HEAD]).head_parts()
+        head = teaching.teacher(manifest, [HEAD]).head()
+        parts = head_parts(*head, manifest.outputs.num_columns)
         write_again(folder / HEAD, others[HEAD].sha256, parts)
 
 
@@ -124,22 +128,22 @@ class _Teaching:
     """The teacher and what it is run over; asked for only where it is needed."""
 
     folder: Path
-    model: nn.Module | None
+    model: "nn.Module | StreamedTeacher | None"
     batches: Iterable[Any] | None
     fingerprints: Fingerprints | None
     device: torch.device | str | None
     autocast: torch.dtype | None
     progress: Callable[[CaptureProgress], None] | None
 
-    def teacher(self, manifest: Manifest, lost: Sequence[str]) -> ResidentTeacher:
+    def teacher(self, manifest: Manifest, lost: Sequence[str]) -> Runner:
         """The one that was captured; for files that were lost."""
         if self.model is None:
             raise checks.repair_needs(self.folder, lost, "teacher_model")
         asked = complete(self.fingerprints, self.model, self.autocast)
         asked.require("repair", manifest.plan.fingerprints, self.folder)
-        if self.device is not None:
+        if self.device is not None and isinstance(self.model, nn.Module):
             self.model.to(self.device)
-        return ResidentTeacher(self.model, manifest.plan, self.autocast)
+        return runner_of(self.model, manifest.plan, self.autocast)
 
     def write_shards(self, manifest: Manifest, lost: Sequence[str]) -> None:
         """Capture lost shards of a finished cache again."""
@@ -155,9 +159,7 @@ class _Teaching:
         teacher, batches = self._both(unlisted, lost)
         write_records(CacheWriter(self.folder, unlisted.plan), teacher, batches, self.progress)
 
-    def _both(
-        self, manifest: Manifest, lost: Sequence[str]
-    ) -> tuple[ResidentTeacher, Iterable[Any]]:
+    def _both(self, manifest: Manifest, lost: Sequence[str]) -> tuple[Runner, Iterable[Any]]:
         teacher = self.teacher(manifest, lost)
         if self.batches is None:
             raise checks.repair_needs(self.folder, lost, "batches")

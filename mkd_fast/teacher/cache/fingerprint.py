@@ -70,6 +70,11 @@ def fingerprint_model(model: Any) -> str:
         config = model.config
         tied = set(getattr(model, "all_tied_weights_keys", ()))
         weights = ((n, t) for n, t in model.state_dict().items() if n not in tied)
+    return fingerprint_weights(config, weights)
+
+
+def fingerprint_weights(config: Any, weights: Iterable[tuple[str, Tensor]]) -> str:
+    """``fingerprint_model`` of named weights, of which one at a time is asked for."""
     settings = {k: v for k, v in config.to_diff_dict().items() if k not in _INCIDENTAL}
     lines = [f"{name} {t.dtype} {tuple(t.shape)} {_content(t)}" for name, t in weights]
     text = json.dumps(settings, sort_keys=True, default=str) + "\n" + "\n".join(sorted(lines))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mkd_fast.checks import cache as checks
 from mkd_fast.files import sha256_of, sha256_of_file
@@ -18,16 +18,16 @@ from mkd_fast.teacher.cache.manifest import HEAD, FileEntry
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
-def head_parts(head: nn.Module, num_columns: int | None) -> list[Any]:
+def head_parts(weight: Tensor, bias: Tensor | None, num_columns: int) -> list[Any]:
     """The file's parts.
 
     Args:
-        head: a linear layer, ``weight`` ``[V, D]`` and ``bias`` ``[V]`` or None.
-        num_columns: real ones, the first; None for all.
+        weight: ``[V, D]``.
+        bias: ``[V]`` or None.
+        num_columns: real ones, the first.
     """
     tensors: dict[str, Tensor] = {}
-    for name in ("weight", "bias"):
-        tensor: Tensor | None = getattr(head, name, None)
+    for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
             kept = tensor.detach()[:num_columns].cpu().contiguous()
             tensors[name] = kept if kept.dtype in _NAMES else kept.float()

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mkd_fast.checks import cache as checks
 from mkd_fast.files import make_folder, sha256_of, write_atomically
 from mkd_fast.teacher.cache.format import ShardLayout, TensorSpec, axes_of, crc32, shard_name
+from mkd_fast.teacher.cache.head import head_parts
 from mkd_fast.teacher.cache.index import index_parts
 from mkd_fast.teacher.cache.left import (
     entry_of,
@@ -189,8 +191,8 @@ class CacheWriter:
         """Of the shard that is written next."""
         return next(number for number in itertools.count() if number not in self._ids)
 
-    def finish(self, head: Sequence[Any] | None = None) -> None:
-        """Write the last shard, the head's parts, the index and the manifest.
+    def finish(self, head: tuple[Tensor, Tensor | None] | None = None) -> None:
+        """Write the last shard, the head (weight and bias), the index and the manifest.
 
         Of a finished cache, only lost shards are written.
         """
@@ -204,7 +206,9 @@ class CacheWriter:
             return
         shards = tuple(self._expected)
         ids = [self._ids[number] for number in range(len(shards))]
-        write_manifest(self.folder, replace(self._manifest, shards=shards), ids, head)
+        whole = replace(self._manifest, shards=shards)
+        parts = None if head is None else head_parts(*head, whole.outputs.num_columns)
+        write_manifest(self.folder, whole, ids, parts)
 
     def _write_shard(self) -> None:
         assert self._manifest is not None, "begin comes before add"

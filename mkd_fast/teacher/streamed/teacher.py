@@ -138,7 +138,7 @@ class StreamedTeacher:
             weights = checkpoint.weights.values()
             self._reader = Reader(weight.stored.path for weight in weights)
             opened.callback(self._reader.close)
-            self.model = checkpoint.model
+            self.model, self._weights = checkpoint.model, checkpoint.weights
             self._parts = divide(self.model, checkpoint.weights, layer_list)
             self._prepare()
             self._opened = opened.pop_all()
@@ -198,6 +198,17 @@ class StreamedTeacher:
         if "weight" not in values:
             raise checks.no_output_embedding("StreamedTeacher.head", type(self.model).__name__)
         return values["weight"], values.get("bias")
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's ``state_dict`` without tied weights, one at a time in memory, on the CPU."""
+        tied = set(self.model.all_tied_weights_keys)
+        for name, tensor in self.model.state_dict().items():
+            if name in tied:
+                continue
+            if (weight := self._weights.get(name)) is not None:
+                tensor = torch.empty_like(weight.empty, device="cpu")
+                self._reader.read(weight.stored, tensor.detach())
+            yield name, tensor
 
     def run(
         self,

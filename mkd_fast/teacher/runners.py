@@ -1,9 +1,9 @@
-"""A teacher that is in memory, run over batches."""
+"""Teachers run over batches for a capture: one that is in memory, and one that is streamed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from mkd_fast.checks import teacher as checks
 from mkd_fast.teacher.cache.fingerprint import token_hashes
-from mkd_fast.teacher.cache.head import head_parts
 from mkd_fast.teacher.cache.kinds import HIDDEN
 from mkd_fast.teacher.cache.manifest import Outputs, Plan
 from mkd_fast.teacher.kept import TeacherOutputs, TokenBatch
+
+if TYPE_CHECKING:
+    from mkd_fast.teacher.streamed import StreamedTeacher
 
 
 def token_batch(batch: Any) -> TokenBatch:
@@ -42,6 +44,60 @@ def token_batch(batch: Any) -> TokenBatch:
     )
 
 
+class Runner(Protocol):
+    """A teacher that a capture runs."""
+
+    @property
+    def config(self) -> Any:
+        """The model's, or None."""
+        ...
+
+    @property
+    def num_head_columns(self) -> int:
+        """Rows of its head.
+
+        Raises:
+            ValueError: it has none.
+        """
+        ...
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of what makes logits of hidden states; asked for where those are kept."""
+        ...
+
+    def run(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[TokenBatch, TeacherOutputs]]:
+        """What the teacher says about each batch, in order."""
+        ...
+
+
+def runner_of(
+    teacher: "nn.Module | StreamedTeacher", plan: Plan, autocast: torch.dtype | None
+) -> Runner:
+    """What runs a teacher of either kind."""
+    if isinstance(teacher, nn.Module):
+        return ResidentTeacher(teacher, plan, autocast)
+    return StreamedRunner(teacher, plan, autocast)
+
+
+def outputs_of(config: Any, plan: Plan, num_columns: int) -> Outputs:
+    """What a teacher's logits are like.
+
+    Args:
+        config: the model's, or None.
+        plan: of the capture.
+        num_columns: of the logits, padded ones included.
+
+    Raises:
+        ValueError: there are fewer columns than the plan says.
+    """
+    asked = plan.vocab_size or num_columns
+    if asked > num_columns:
+        raise checks.captured_vocab_too_large(asked, num_columns)
+    config = config.get_text_config() if config is not None else None
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Outputs(asked, softcap, float(getattr(config, "logit_scale", None) or 1.0))
+
+
 class ResidentTeacher:
     """A ``transformers`` model, or any module with its ways, run without gradients.
 
@@ -63,34 +119,22 @@ class ResidentTeacher:
             if getattr(self._head, "weight", None) is None:
                 raise checks.no_head(type(model).__name__)
 
-    def about(self, outputs: TeacherOutputs) -> Outputs:
-        """What its logits are like, from its first outputs.
+    @property
+    def config(self) -> Any:
+        """The model's, or None."""
+        return getattr(self._model, "config", None)
 
-        Raises:
-            ValueError: it has fewer columns than the plan says.
-        """
-        if self._head is not None:
-            weight: Any = self._head.weight
-            num_columns = len(weight)
-        elif outputs.logits is not None:
-            num_columns = outputs.logits.shape[-1]
-        else:
+    @property
+    def num_head_columns(self) -> int:
+        """Rows of its head."""
+        if self._head is None:
             raise checks.not_teacher_logits(None)
-        asked = self._plan.vocab_size or num_columns
-        if asked > num_columns:
-            raise checks.captured_vocab_too_large(asked, num_columns)
-        config: Any = getattr(self._model, "config", None)
-        config = config.get_text_config() if config is not None else None
-        return Outputs(
-            asked,
-            getattr(config, "final_logit_softcapping", None),
-            float(getattr(config, "logit_scale", None) or 1.0),
-        )
+        return len(self.head()[0])
 
-    def head_parts(self) -> list[Any]:
-        """The head's file."""
-        assert self._head is not None, "asked for where hidden is kept"
-        return head_parts(self._head, self._plan.vocab_size)
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of what makes logits of hidden states."""
+        head: Any = self._head
+        return head.weight, getattr(head, "bias", None)
 
     def run(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[TokenBatch, TeacherOutputs]]:
         """What it says about each batch."""
@@ -149,3 +193,45 @@ def _teaching(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
         if used_cache is not None:
             config.use_cache = used_cache
+
+
+class StreamedRunner:
+    """A ``StreamedTeacher``, asked for what a plan keeps.
+
+    Args:
+        teacher: open until the capture ends.
+        plan: what is to be kept of it.
+        autocast: dtype of autocast; None for the model's own.
+    """
+
+    def __init__(
+        self, teacher: "StreamedTeacher", plan: Plan, autocast: torch.dtype | None
+    ) -> None:
+        self._teacher, self._plan, self._autocast = teacher, plan, autocast
+
+    @property
+    def config(self) -> Any:
+        """The model's."""
+        return self._teacher.model.config
+
+    @property
+    def num_head_columns(self) -> int:
+        """Rows of its head, which need not be read for that."""
+        head: Any = self._teacher.model.get_output_embeddings()
+        if head is None:
+            raise checks.not_teacher_logits(None)
+        return len(head.weight)
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of what makes logits of hidden states."""
+        return self._teacher.head()
+
+    def run(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[TokenBatch, TeacherOutputs]]:
+        """What it says about each batch."""
+        return self._teacher.run(
+            batches,
+            hidden_layers=self._plan.hidden_layers,
+            wants_logits=self._plan.keep != (HIDDEN,),
+            wants_last_hidden=HIDDEN in self._plan.keep,
+            autocast=self._autocast,
+        )
