@@ -58,9 +58,16 @@ def distill(recipe: Recipe, set_: Set = None) -> None:
 
 @app.command()
 @_reports_errors
-def capture(recipe: Recipe, set_: Set = None) -> None:
+def capture(
+    recipe: Recipe,
+    set_: Set = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Run the teacher layer by layer in this much, e.g. 2GiB.")
+    ] = None,
+) -> None:
     """Fine-tune the teacher if need be, and write its outputs to the cache."""
-    _ = _run(recipe, set_).cache
+    of_memory = [] if max_memory is None else [f"capture.max_memory={max_memory}"]
+    _ = _run(recipe, [*(set_ or []), *of_memory]).cache
 
 
 @app.command()

@@ -190,3 +190,10 @@ def not_finite(model: str, step: int, sample_ids: Sequence[int]) -> FloatingPoin
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def not_a_size(place: str, key: str, value: str) -> ValueError:
+    """Bytes with their unit."""
+    return value_error(
+        place, f"{key} must be a number of bytes with its unit", repr(value), 'Write e.g. "2GiB".'
+    )

@@ -6,6 +6,7 @@ The section ``[loss]`` is a LossSpec. An unknown key is refused with the nearest
 """
 
 import dataclasses
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -133,19 +134,37 @@ class CaptureConfig:
     """``[capture]``: what of the teacher's outputs goes to disk.
 
     Args:
-        keep: "logits" or "topk:K". Hidden layers follow from ``student`` and ``loss``.
+        keep: "logits", "topk:K" or "sampled:N". Hidden layers follow from ``student`` and
+            ``loss``.
+        hidden_dtype: of these layers.
         batch_size: sentences a forward pass.
         shard_megabytes: a shard is closed when it has grown to this.
+        max_memory: "" runs the teacher from memory; "2GiB" runs it layer by layer, from its files,
+            in that much memory.
     """
 
     keep: str = "logits"
+    hidden_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
     batch_size: int = 64
     shard_megabytes: int = 256
+    max_memory: str = ""
 
     def __post_init__(self) -> None:
         parse_keep(self.keep)  # which refuses what is unknown
         for key in ("batch_size", "shard_megabytes"):
             checks.positive("recipe: [capture]", key, getattr(self, key))
+        _ = self.max_memory_bytes
+
+    @property
+    def max_memory_bytes(self) -> int | None:
+        """Bytes, or None for a teacher in memory."""
+        if not self.max_memory:
+            return None
+        units = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", self.max_memory)
+        if found is None or found[2] not in units:
+            raise checks.not_a_size("recipe: [capture]", "max_memory", self.max_memory)
+        return int(float(found[1]) * (1 << units[found[2]]))
 
 
 @dataclass(frozen=True)

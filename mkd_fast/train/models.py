@@ -16,6 +16,8 @@ from mkd_fast.quiet import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from mkd_fast.teacher.streamed import StreamedTeacher
+
 
 @contextmanager
 def told_by_name(name: str) -> Iterator[None]:
@@ -46,6 +48,27 @@ def load_classifier(name: str, label_names: tuple[str, ...], *, seed: int = 0) -
             dtype=torch.float32,
         )
     return model
+
+
+def stream_classifier(name: str, device: torch.device, max_memory_bytes: int) -> "StreamedTeacher":
+    """A fine-tuned classifier that runs layer by layer from its files, in float32.
+
+    Raises:
+        ValueError: transformers cannot load it, or it has no classification head.
+        RuntimeError: accelerate is not installed.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    from mkd_fast.teacher.streamed import StreamedTeacher
+
+    with told_by_name(name):
+        return StreamedTeacher(
+            name,
+            AutoModelForSequenceClassification,
+            dtype=torch.float32,
+            device=device,
+            max_memory_bytes=max_memory_bytes,
+        )
 
 
 def labels_of(name: str) -> tuple[str, ...]:

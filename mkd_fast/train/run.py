@@ -7,6 +7,7 @@ makes it, and whatever it needs before it, from its last checkpoint.
 import gc
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +42,9 @@ from mkd_fast.train.loop import FitResult, fit
 from mkd_fast.train.tasks import DistillTask
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from mkd_fast.teacher.streamed import StreamedTeacher
 
 # The models of a run by the names of their folders, and what tables and plots call them.
 TEACHER, COPIED, STUDENT, SCRATCH = "teacher", "copied", "student", "scratch"
@@ -51,6 +54,10 @@ SHOWN_AS = {
     STUDENT: "trained student",
     SCRATCH: "from scratch",
 }
+
+
+# The folder may have moved, and memory decides how a teacher runs, not what it says.
+_OF_NO_EFFECT = {("run", "folder"), ("capture", "max_memory")}
 
 
 @dataclass(frozen=True)
@@ -175,10 +182,11 @@ class Run:
     def cache(self) -> TeacherCache:
         """The teacher's outputs for the training text."""
         settings = self.config.capture
-        label_names = self.corpus.train.label_names
-        teacher = models.load_classifier(self.teacher_folder, label_names)
         tokenizer = models.load_tokenizer(self.teacher_folder)
-        with progress.bar("capture", len(self.teacher_text)) as bar:
+        with (
+            self._captured_teacher() as teacher,
+            progress.bar("capture", len(self.teacher_text)) as bar,
+        ):
 
             def show(state: CaptureProgress) -> None:
                 bar.update(state.num_samples, f"{state.num_tokens:,} tokens")
@@ -189,6 +197,7 @@ class Run:
                 self.folder / "cache",
                 keep=settings.keep,
                 hidden_layers=[theirs for _, theirs in self.matched_layers],
+                hidden_dtype=settings.hidden_dtype,
                 temperatures=(self.config.loss.resolved_teacher_temperature,),
                 fingerprints=Fingerprints(
                     tokenizer=fingerprint_tokenizer(tokenizer),
@@ -206,6 +215,19 @@ class Run:
             f"{summary.num_bytes / 1e6:,.0f} MB; bytes a token: {parts}"
         )
         return cache
+
+    @contextmanager
+    def _captured_teacher(self) -> Iterator["PreTrainedModel | StreamedTeacher"]:
+        """The teacher in memory, or streamed in as much as ``[capture] max_memory`` allows."""
+        num_bytes = self.config.capture.max_memory_bytes
+        if num_bytes is None:
+            yield models.load_classifier(self.teacher_folder, self.corpus.train.label_names)
+            return
+        with models.stream_classifier(self.teacher_folder, self.device, num_bytes) as streamed:
+            progress.say(
+                f"capture: layer by layer, {streamed.num_layers} of them, in {num_bytes:,} bytes"
+            )
+            yield streamed
 
     @cached_property
     def copied(self) -> Path:
@@ -336,13 +358,13 @@ class Run:
 def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """``section.key: was A, is B`` for each key in which two resolved recipes differ.
 
-    A key that an older version did not know has its default there, and the folder may have moved.
+    A key that an older version did not know has its default there.
     """
     defaults = json.loads(json.dumps(to_dict(Config())))
     differing = []
     for section, values in json.loads(json.dumps(wanted)).items():
         for key, value in values.items():
             was = found.get(section, {}).get(key, defaults[section][key])
-            if was != value and (section, key) != ("run", "folder"):
+            if was != value and (section, key) not in _OF_NO_EFFECT:
                 differing.append(f"{section}.{key}: was {was!r}, is {value!r}")
     return differing

@@ -174,6 +174,25 @@ def test_a_teacher_that_is_ready_is_used_as_it_is(recipe, ready_teacher, home):
     assert {row["model"] for row in metric_rows(result.folder / "metrics.jsonl")} == {*MODELS[2:]}
 
 
+def test_a_streamed_teacher_says_the_same(recipe, ready_teacher, capsys):
+    """Memory decides how the teacher runs: the cache is the same, and so is the run."""
+    ready = {"teacher.model": str(ready_teacher), "teacher.finetuned": "true"}
+    whole = Run(load(recipe, {**ready, "run.folder": "whole"})).cache
+    streamed = Run(load(recipe, {**ready, "run.folder": "streamed", "capture.max_memory": "1MiB"}))
+    assert {path.name: path.read_bytes() for path in streamed.cache.path.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.path.iterdir()
+    }
+    assert "capture: layer by layer, 4 of them, in 1,048,576 bytes" in capsys.readouterr().out
+    again = Run(load(recipe, {**ready, "run.folder": "streamed"}))
+    assert len(again.cache) == len(whole)
+
+
+@pytest.mark.parametrize("size", ["2 gigabytes", "GiB", "-1GiB", "1GB", "1iB"])
+def test_sizes_without_a_unit_are_told(recipe, size):
+    with pytest.raises(ValueError, match=r"max_memory must be a number of bytes with its unit"):
+        load(recipe, {"capture.max_memory": size})
+
+
 def test_a_cache_of_another_teacher_is_noticed(recipe, ready_teacher):
     change = {"teacher.model": str(ready_teacher), "teacher.finetuned": "true"}
     _ = Run(load(recipe, change)).cache

@@ -15,7 +15,14 @@ from torch import Tensor
 from mkd_fast.checks import cache as checks
 
 # fields of a config that say where or by which release it was written, not what the model computes
-_INCIDENTAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+_INCIDENTAL = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
 
 
 @dataclass(frozen=True)
