@@ -34,11 +34,12 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> float:
     if not ops.missing_kernels("cpu"):
         torch.ops.mkd_fast.release_kept_memory()
     _CLEAR.write_text(_RESET_PEAK)
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     _kept = call()
-    return float(max(_status_bytes("VmHWM") - before, 0))
+    return float(max(status_bytes("VmHWM") - before, 0))
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A size in /proc/self/status, for example VmRSS; Linux only."""
     (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) << 10

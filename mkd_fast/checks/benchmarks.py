@@ -15,6 +15,16 @@ def ours_is_wrong(op: str, cases: Sequence[str]) -> RuntimeError:
     )
 
 
+def logits_differ(variants: Sequence[str]) -> RuntimeError:
+    """A way of running a teacher that changes what it says."""
+    return runtime_error(
+        "bench",
+        "every way of running the teacher must give the same logits, bit by bit",
+        f"others from {', '.join(variants)}",
+        "The column is_same says whose are those of the last row.",
+    )
+
+
 def no_gpu() -> RuntimeError:
     """The GPU's table is asked for where there is none."""
     return runtime_error(

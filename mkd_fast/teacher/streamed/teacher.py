@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mkd_fast.checks import streamed as checks
 from mkd_fast.files import make_folder
+from mkd_fast.teacher.kept import TeacherOutputs
 from mkd_fast.teacher.streamed.budget import Budget
 from mkd_fast.teacher.streamed.checkpoint import open_checkpoint
 from mkd_fast.teacher.streamed.cost import Cost
@@ -37,21 +38,6 @@ from mkd_fast.teacher.streamed.stages import in_turn, largest_pair_bytes
 from mkd_fast.teacher.streamed.states import HiddenStates
 
 B = TypeVar("B")
-
-
-@dataclass(frozen=True)
-class StreamedOutput:
-    """What the ordinary forward pass returns of one batch.
-
-    Attributes:
-        logits: as the model returns them, or None where they were not asked for.
-        hidden_states: by number, those that were asked for, ``[B, S, D]``.
-        last_hidden: what goes into the output embedding ``[B, S, D]``, if it was asked for.
-    """
-
-    logits: Tensor | None
-    hidden_states: Mapping[int, Tensor]
-    last_hidden: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -218,7 +204,7 @@ class StreamedTeacher:
         wants_logits: bool = True,
         wants_last_hidden: bool = False,
         autocast: torch.dtype | None = None,
-    ) -> Iterator[tuple[B, StreamedOutput]]:
+    ) -> Iterator[tuple[B, TeacherOutputs]]:
         """Run the teacher over batches, a block of them at a time; one run at a time.
 
         Args:
@@ -245,7 +231,7 @@ class StreamedTeacher:
         wanted = _Wanted(frozenset(hidden_layers), wants_logits, wants_last_hidden, autocast)
         return self._run(batches, wanted)
 
-    def _run(self, batches: Iterable[B], wanted: _Wanted) -> Iterator[tuple[B, StreamedOutput]]:
+    def _run(self, batches: Iterable[B], wanted: _Wanted) -> Iterator[tuple[B, TeacherOutputs]]:
         budget = self._budget(wanted)
         blocks = (
             _Block(block, HiddenStates(budget.bytes_for_states(block), self._spill_folder))
@@ -288,7 +274,7 @@ class StreamedTeacher:
                 states.put((index, number + 1), step.made)
             states.put(index, step.made)
 
-    def _run_rest(self, block: _Block, wanted: _Wanted) -> Iterator[tuple[Any, StreamedOutput]]:
+    def _run_rest(self, block: _Block, wanted: _Wanted) -> Iterator[tuple[Any, TeacherOutputs]]:
         last, states = self.num_layers, block.states
         if self._output is not None:
             self._output.is_left_out = not wanted.logits
@@ -304,7 +290,7 @@ class StreamedTeacher:
             logits = getattr(outputs, "logits", None) if wanted.logits else None
             given = self._output.take() if self._output is not None else None
             last_hidden = given if wanted.last_hidden else None
-            yield batch.given, StreamedOutput(logits, hidden, last_hidden)
+            yield batch.given, TeacherOutputs(logits, hidden, last_hidden)
 
     def _inputs(self, batch: _Batch) -> dict[str, Any]:
         return {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
