@@ -174,16 +174,17 @@ def test_a_teacher_that_is_ready_is_used_as_it_is(recipe, ready_teacher, home):
     assert {row["model"] for row in metric_rows(result.folder / "metrics.jsonl")} == {*MODELS[2:]}
 
 
-def test_a_streamed_teacher_says_the_same(recipe, ready_teacher, capsys):
+def test_a_streamed_teacher_says_the_same(recipe, ready_teacher, tmp_path, capsys):
     """Memory decides how the teacher runs: the cache is the same, and so is the run."""
     ready = {"teacher.model": str(ready_teacher), "teacher.finetuned": "true"}
-    whole = Run(load(recipe, {**ready, "run.folder": "whole"})).cache
-    streamed = Run(load(recipe, {**ready, "run.folder": "streamed", "capture.max_memory": "1MiB"}))
+    whole = Run(load(recipe, {**ready, "run.folder": str(tmp_path / "whole")})).cache
+    ready["run.folder"] = str(tmp_path / "streamed")
+    streamed = Run(load(recipe, {**ready, "capture.max_memory": "1MiB"}))
     assert {path.name: path.read_bytes() for path in streamed.cache.path.iterdir()} == {
         path.name: path.read_bytes() for path in whole.path.iterdir()
     }
     assert "capture: layer by layer, 4 of them, in 1,048,576 bytes" in capsys.readouterr().out
-    again = Run(load(recipe, {**ready, "run.folder": "streamed"}))
+    again = Run(load(recipe, ready))
     assert len(again.cache) == len(whole)
 
 
