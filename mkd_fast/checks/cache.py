@@ -233,6 +233,26 @@ def repair_needs(folder: Path, lost: Sequence[str], argument: str) -> ValueError
     )
 
 
+def more_parts_than_batches(num_parts: int, part: int) -> ValueError:
+    """A part of nothing would be a cache of nothing."""
+    return value_error(
+        "capture",
+        f"batches must be at least num_parts, {num_parts}, whenever they are iterated",
+        f"none for part {part}",
+        "Ask for fewer parts, or pass batches that are not used up by the first pass.",
+    )
+
+
+def parts_begun_anew(num_parts: int) -> ValueError:
+    """Each process would remove what the others have done."""
+    return value_error(
+        "capture",
+        "resume must be True where processes share a capture",
+        f"False with num_parts={num_parts}",
+        "Remove the folder before they start.",
+    )
+
+
 def nothing_to_repair(folder: Path) -> ValueError:
     """Without both nothing says what was captured."""
     return value_error(

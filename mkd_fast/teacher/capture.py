@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from mkd_fast.checks import cache as cache_checks
 from mkd_fast.checks import teacher as checks
 from mkd_fast.teacher.cache.fingerprint import (
     Fingerprints,
@@ -26,6 +27,7 @@ from mkd_fast.teacher.runners import (
     runner_of,
     token_batch,
 )
+from mkd_fast.teacher.shared import capture_parts, remove_parts, resolved_num_parts
 
 if TYPE_CHECKING:
     from mkd_fast.teacher.streamed import StreamedTeacher
@@ -65,6 +67,7 @@ def capture(
     autocast: torch.dtype | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     resume: bool = True,
+    num_parts: int | None = None,
     progress: Callable[[CaptureProgress], None] | None = None,
 ) -> TeacherCache:
     """Run the teacher over every batch and keep its outputs in a cache.
@@ -100,7 +103,12 @@ def capture(
         autocast: dtype of autocast; None for the model's own.
         shard_bytes: a shard is closed when it holds this much. One shard is held in memory.
         resume: False removes what an earlier capture has left in the folder.
-        progress: called after each batch.
+        num_parts: P > 1 lets any number of processes, on machines that share the folder, call this
+            with the same arguments, and each returns the whole cache. They take the parts, every
+            P-th batch each, in turn, those of killed processes too; the bytes depend on P alone.
+            It rests on locks of the file system (``mkd_fast.teacher.shared``). None: as the folder
+            was begun, else the world size where ``torch.distributed`` is initialised, else 1.
+        progress: called after each batch; counts the part at hand where there are several.
 
     Returns:
         The finished cache, open.
@@ -122,6 +130,7 @@ def capture(
     checks.positive("capture", "shard_bytes", shard_bytes)
     checks.positive("capture", "vocab_size", vocab_size)
     checks.positive("capture", "proposal_exponent", proposal_exponent)
+    checks.positive("capture", "num_parts", num_parts)
     if device is not None and isinstance(teacher_model, nn.Module):
         teacher_model.to(device)
     folder, kinds = Path(path), parse_keep(keep)
@@ -137,14 +146,26 @@ def capture(
         hidden_dtype=hidden_dtype,
         shard_bytes=shard_bytes,
         fingerprints=complete(fingerprints, teacher_model, autocast),
+        num_parts=resolved_num_parts(folder, num_parts, resume=resume),
     )
+    if not resume and plan.num_parts > 1:
+        raise cache_checks.parts_begun_anew(plan.num_parts)
     if resume and (folder / MANIFEST).exists():
         cache = TeacherCache.open(folder)
         plan.require("capture", cache.manifest.plan, folder)
+        remove_parts(folder)
         return cache
     runner = runner_of(teacher_model, plan, autocast)
-    with open_writer(folder, plan, resume=resume) as writer:
+
+    def write(writer: CacheWriter, batches: Iterable[Any]) -> None:
         write_records(writer, runner, batches, progress)
+
+    if plan.num_parts > 1:
+        capture_parts(folder, plan, batches, write)
+        remove_parts(folder)
+    else:
+        with open_writer(folder, plan, resume=resume) as writer:
+            write(writer, batches)
     return TeacherCache.open(folder)
 
 

@@ -18,6 +18,11 @@ def part_name(part: int, num_parts: int) -> str:
     return f"part-{part:05d}-of-{num_parts:05d}"
 
 
+def part_folders(folder: Path) -> list[Path]:
+    """The parts in a cache's folder."""
+    return sorted(path for path in folder.glob("part-*") if _PART.fullmatch(path.name))
+
+
 def remove_shards(folder: Path, *, all_but: Collection[str]) -> None:
     """Remove the shards of a cache's folder that are not among these files."""
     for path in folder.glob("shard-*.safetensors"):

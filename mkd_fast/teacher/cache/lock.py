@@ -30,9 +30,16 @@ def only_writer(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise checks.cache_has_a_writer(folder) from None
-        if os.fstat(file.fileno()).st_nlink == 0:  # the writer before us has just removed it
+        if not _is_same(file.fileno(), path):  # the writer before us has just removed it
             raise checks.cache_has_a_writer(folder)
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -5,6 +5,7 @@ a run that was stopped and resumed ends with the same bytes as one that was not.
 """
 
 import itertools
+import shutil
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from mkd_fast.teacher.cache.left import (
     first_whole_shards,
     is_foreign,
     is_last,
+    part_folders,
     remove_shards,
 )
 from mkd_fast.teacher.cache.lock import only_writer
@@ -312,4 +314,7 @@ def open_writer(folder: Path, plan: Plan, *, resume: bool) -> Iterator[CacheWrit
             for pattern in (MANIFEST, PLAN, INDEX, HEAD, "shard-*.safetensors", "*.tmp"):
                 for path in folder.glob(pattern):
                     path.unlink()
+            for part in part_folders(folder):
+                with only_writer(part):
+                    shutil.rmtree(part)
         yield CacheWriter(folder, plan)
