@@ -102,3 +102,30 @@ def export(
     from mkd_fast.teacher.exchange import export
 
     export(TeacherCache.open(path), file, lambda groups: _shown("export", groups, len))
+
+
+@cache.command("import")
+@_reports_errors
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="JSONL or Parquet; a row a sample.")],
+    out: Annotated[Path, typer.Argument(help="The new cache's folder.")],
+    vocab_size: Annotated[int, typer.Option(help="Columns of the teacher's logits.")],
+    top_k: Annotated[int, typer.Option(help="Largest log-probabilities kept of a token.")] = 20,
+    teacher: Annotated[
+        str | None, typer.Option(help="Recorded as its fingerprint, e.g. name and revision.")
+    ] = None,
+) -> None:
+    """Make a cache of top-k log-probabilities that an inference server returned."""
+    from mkd_fast import progress
+    from mkd_fast.teacher.cache.fingerprint import Fingerprints
+    from mkd_fast.teacher.served import count_rows, import_logprobs, read_rows
+
+    with progress.bar("import", count_rows(files)) as bar:
+        import_logprobs(
+            read_rows(files),
+            out,
+            top_k=top_k,
+            vocab_size=vocab_size,
+            fingerprints=Fingerprints(teacher=teacher),
+            progress=lambda state: bar.update(state.num_samples, f"{state.num_tokens:,} tokens"),
+        )

@@ -103,7 +103,8 @@ class TopK:
         entries |= ids_NK.astype(np.uint64) & np.uint64((1 << self.id_bits) - 1)
         entries[ids_NK < 0] = ~np.uint64(0)
         as_bytes = entries.astype("<u8").view(np.uint8).reshape(*entries.shape, 8)
-        return np.ascontiguousarray(as_bytes[..., : self.entry_bytes]).reshape(len(ids_NK), -1)
+        row_bytes = self.num_kept * self.entry_bytes
+        return np.ascontiguousarray(as_bytes[..., : self.entry_bytes]).reshape(-1, row_bytes)
 
     def unpack(self, entries: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Ids, -1 in an empty slot, and distances, ``[..., K]``."""
