@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mkd_fast.checks import train as checks
 from mkd_fast.cli_cache import cache
-from mkd_fast.cli_errors import reports_errors
+from mkd_fast.cli_common import Settings, overrides, reports_errors
 
 if TYPE_CHECKING:
     from mkd_fast.train.run import Run
@@ -22,10 +21,6 @@ app = typer.Typer(
 app.add_typer(cache, name="cache")
 
 Recipe = Annotated[Path, typer.Argument(help="A TOML file; see recipes/.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting of the recipe."),
-]
 _reports_errors = reports_errors(
     "Stopped. The same command goes on from the last checkpoint.",
 )
@@ -35,32 +30,23 @@ def _run(recipe: Path, settings: list[str] | None) -> "Run":
     from mkd_fast.train.config import load
     from mkd_fast.train.run import Run
 
-    return Run(load(recipe, _overrides(settings)))
-
-
-def _overrides(settings: list[str] | None) -> dict[str, str]:
-    overrides = {}
-    for setting in settings or []:
-        name, equals, overrides[name] = setting.partition("=")
-        if not equals:
-            raise checks.override_without_value(setting)
-    return overrides
+    return Run(load(recipe, overrides(settings)))
 
 
 @app.command()
 @_reports_errors
-def distill(recipe: Recipe, set_: Set = None) -> None:
+def distill(recipe: Recipe, set_: Settings = None) -> None:
     """Run a whole recipe: data, teacher, capture, student, train, evaluate."""
     from mkd_fast.train.stages import distill
 
-    distill(recipe, _overrides(set_))
+    distill(recipe, overrides(set_))
 
 
 @app.command()
 @_reports_errors
 def capture(
     recipe: Recipe,
-    set_: Set = None,
+    set_: Settings = None,
     max_memory: Annotated[
         str | None, typer.Option(help="Run the teacher layer by layer in this much, e.g. 2GiB.")
     ] = None,
@@ -72,14 +58,14 @@ def capture(
 
 @app.command()
 @_reports_errors
-def student(recipe: Recipe, set_: Set = None) -> None:
+def student(recipe: Recipe, set_: Settings = None) -> None:
     """Copy-initialise the student from the fine-tuned teacher."""
     _ = _run(recipe, set_).copied
 
 
 @app.command()
 @_reports_errors
-def train(recipe: Recipe, set_: Set = None) -> None:
+def train(recipe: Recipe, set_: Settings = None) -> None:
     """Train the student, and its rival from scratch, from the cache."""
     from mkd_fast.train.stages import train
 
@@ -88,7 +74,7 @@ def train(recipe: Recipe, set_: Set = None) -> None:
 
 @app.command()
 @_reports_errors
-def evaluate(recipe: Recipe, set_: Set = None) -> None:
+def evaluate(recipe: Recipe, set_: Settings = None) -> None:
     """Score every model of the run and write the report and plots."""
     from mkd_fast.train.stages import evaluate
 

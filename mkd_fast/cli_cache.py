@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from mkd_fast.checks import cache as checks
-from mkd_fast.cli_errors import reports_errors
+from mkd_fast.cli_common import Settings, overrides, reports_errors
 
 if TYPE_CHECKING:
     from mkd_fast.teacher.cache.manifest import Manifest
@@ -89,6 +89,44 @@ def verify(path: Cache) -> None:
     if damages:
         raise typer.Exit(1)
     typer.echo("every file is as it was written")
+
+
+@cache.command()
+@_reports_errors
+def repair(
+    path: Cache,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Where teacher and text are, if shards must be redone.")
+    ] = None,
+    set_: Settings = None,
+) -> None:
+    """Write what is damaged again, byte for byte as it was."""
+    if recipe is None:
+        from mkd_fast.teacher.repair import repair
+
+        damages = repair(path)
+    else:
+        from mkd_fast.train.config import load
+        from mkd_fast.train.run import Run
+
+        damages = Run(load(recipe, overrides(set_))).repair(path)
+    for damage in damages:
+        typer.echo(f"repaired {damage.file}: {damage.reason}")
+    if not damages:
+        typer.echo("every file is as it was written")
+
+
+@cache.command()
+@_reports_errors
+def merge(
+    out: Annotated[Path, typer.Argument(help="The new cache's folder.")],
+    paths: Annotated[list[Path], typer.Argument(help="Finished caches, in order.")],
+) -> None:
+    """Make one cache of several captures of the same teacher."""
+    from mkd_fast.teacher.cache.merge import merge
+
+    merged = merge(paths, out)
+    typer.echo(f"{len(merged):,} samples in {out}")
 
 
 @cache.command()

@@ -130,7 +130,7 @@ def not_a_manifest(path: Path) -> ValueError:
         "TeacherCache.open",
         "a manifest must be JSON of the format 'mkd_fast teacher cache'",
         f"{path}, which is not",
-        "If it was one it is damaged: capture again with resume=False.",
+        "If it was one it is damaged; run: mkd-fast cache repair",
     )
 
 
@@ -150,7 +150,7 @@ def cache_damaged(path: Path, reason: str) -> ValueError:
         "TeacherCache",
         f"{path} must be as it was written",
         f"a damaged file: {reason}",
-        "Restore it from a copy, or capture again with resume=False.",
+        "Restore it from a copy, or run: mkd-fast cache repair",
     )
 
 

@@ -26,6 +26,7 @@ from mkd_fast.student import check_same_splits, copy_with_report, scratch_like, 
 from mkd_fast.student.depth import choose_layers
 from mkd_fast.student.tokenizer import trim_tokenizer
 from mkd_fast.teacher.cache import (
+    Damage,
     Fingerprints,
     TeacherCache,
     fingerprint_chat_template,
@@ -33,6 +34,7 @@ from mkd_fast.teacher.cache import (
 )
 from mkd_fast.teacher.capture import CaptureProgress, capture
 from mkd_fast.teacher.pretrained import resolve_model
+from mkd_fast.teacher.repair import repair
 from mkd_fast.train import corpus as corpora
 from mkd_fast.train import models
 from mkd_fast.train.config import Config, OptimConfig, to_dict
@@ -182,31 +184,15 @@ class Run:
     def cache(self) -> TeacherCache:
         """The teacher's outputs for the training text."""
         settings = self.config.capture
-        tokenizer = models.load_tokenizer(self.teacher_folder)
-        with (
-            self._captured_teacher() as teacher,
-            progress.bar("capture", len(self.teacher_text)) as bar,
-        ):
-
-            def show(state: CaptureProgress) -> None:
-                bar.update(state.num_samples, f"{state.num_tokens:,} tokens")
-
+        with self._teaching("capture") as teaching:
             cache = capture(
-                teacher,
-                EvaluationBatches(self.teacher_text, settings.batch_size),
-                self.folder / "cache",
+                path=self.folder / "cache",
                 keep=settings.keep,
                 hidden_layers=[theirs for _, theirs in self.matched_layers],
                 hidden_dtype=settings.hidden_dtype,
                 temperatures=(self.config.loss.resolved_teacher_temperature,),
-                fingerprints=Fingerprints(
-                    tokenizer=fingerprint_tokenizer(tokenizer),
-                    chat_template=fingerprint_chat_template(tokenizer),
-                    dataset=self.teacher_text.fingerprint,
-                ),
-                device=self.device,
                 shard_bytes=settings.shard_megabytes << 20,
-                progress=show,
+                **teaching,
             )
         summary = cache.summary()
         parts = ", ".join(f"{part} {size:,.0f}" for part, size in summary.bytes_per_token.items())
@@ -215,6 +201,35 @@ class Run:
             f"{summary.num_bytes / 1e6:,.0f} MB; bytes a token: {parts}"
         )
         return cache
+
+    def repair(self, path: Path) -> tuple[Damage, ...]:
+        """Make a damaged cache of the run's teacher and text as it was; what was damaged."""
+        with self._teaching("repair") as teaching:
+            return repair(path, **teaching)
+
+    @contextmanager
+    def _teaching(self, name: str) -> Iterator[dict[str, Any]]:
+        """The teacher and its text, as ``capture`` and ``repair`` take them, and a bar."""
+        tokenizer = models.load_tokenizer(self.teacher_folder)
+        with (
+            self._captured_teacher() as teacher,
+            progress.bar(name, len(self.teacher_text)) as bar,
+        ):
+
+            def show(state: CaptureProgress) -> None:
+                bar.update(state.num_samples, f"{state.num_tokens:,} tokens")
+
+            yield {
+                "teacher_model": teacher,
+                "batches": EvaluationBatches(self.teacher_text, self.config.capture.batch_size),
+                "fingerprints": Fingerprints(
+                    tokenizer=fingerprint_tokenizer(tokenizer),
+                    chat_template=fingerprint_chat_template(tokenizer),
+                    dataset=self.teacher_text.fingerprint,
+                ),
+                "device": self.device,
+                "progress": show,
+            }
 
     @contextmanager
     def _captured_teacher(self) -> Iterator["PreTrainedModel | StreamedTeacher"]:

@@ -1,13 +1,17 @@
-"""How every command ends: bad input in one line, a bug with its traceback."""
+"""What commands share: how they end, and how they take the settings of a recipe."""
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
 
-from mkd_fast.checks.wording import is_ours
+from mkd_fast.checks import train as checks
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting of the recipe."),
+]
 P = ParamSpec("P")
 
 
@@ -27,7 +31,7 @@ def reports_errors(when_stopped: str) -> Callable[[Callable[P, None]], Callable[
                 typer.echo(f"\n{when_stopped}", err=True)
                 raise typer.Exit(130) from None
             except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-                if not is_ours(error):
+                if not checks.is_ours(error):
                     raise
                 typer.echo(f"error: {error}", err=True)
                 raise typer.Exit(2) from error
@@ -35,3 +39,17 @@ def reports_errors(when_stopped: str) -> Callable[[Callable[P, None]], Callable[
         return reporting
 
     return decorate
+
+
+def overrides(settings: list[str] | None) -> dict[str, str]:
+    """Settings by their names.
+
+    Raises:
+        ValueError: one without a value.
+    """
+    found = {}
+    for setting in settings or []:
+        name, equals, found[name] = setting.partition("=")
+        if not equals:
+            raise checks.override_without_value(setting)
+    return found
