@@ -299,5 +299,7 @@ class _FusedKD(torch.autograd.Function):
 
 def fused(rows: Rows, spec: LossSpec) -> LossOutput:
     """The loss of ``kd_loss`` on flattened rows through one fused op."""
+    if not torch.is_grad_enabled():  # which needs_input_grad knows nothing of
+        return LossOutput(*run(rows, spec, needs_grad_student=False, needs_grad_hidden=False)[:4])
     outputs = _FusedKD.apply(rows, spec, rows.student, *rows.hidden.student)  # type: ignore[no-untyped-call]
     return LossOutput(*outputs)
