@@ -63,7 +63,7 @@ def open_checkpoint(
     with quiet_transformers(), _quiet_accelerate():
         model, loaded = model_class.from_pretrained(
             source,
-            dtype="auto" if dtype is None else dtype,
+            dtype="auto",
             device_map={"": "disk"},
             offload_folder=str(converted),
             output_loading_info=True,
@@ -75,6 +75,8 @@ def open_checkpoint(
     if getattr(model, "is_quantized", False):
         raise checks.quantised(str(source), type(model.hf_quantizer).__name__)
     index = _take_index(model)
+    if dtype not in (None, model.dtype):
+        _convert(model, dtype)
     model.config.use_cache = False
     return Checkpoint(model.eval(), _weights(model, index))
 
@@ -99,6 +101,33 @@ def _take_index(model: nn.Module) -> Mapping[str, Mapping[str, str]]:
     index: Mapping[str, Mapping[str, str]] = next(m for m in maps if m is not None).dataset.index
     remove_hook_from_module(model, recurse=True)
     return index
+
+
+def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give a model the dtypes and buffers that a load in another dtype would give it.
+
+    That load would convert every weight only to forget it, and the mapped pages of all of them
+    would count as this process's.
+    """
+    from accelerate import init_empty_weights
+
+    model.config.dtype = dtype  # parts of a model are built from the config alone
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            wanted = type(model)(model.config)
+    finally:
+        torch.set_default_dtype(before)
+    wanted.initialize_weights()  # the load sets the buffers that no file has by this
+    stored = model.state_dict()
+    for path, module in wanted.named_modules():
+        owner = model.get_submodule(path)
+        for name, buffer in module.named_buffers(recurse=False):
+            value = stored.get(f"{path}.{name}" if path else name, buffer)
+            setattr(owner, name, value.to(buffer.dtype))
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(owner, name, nn.Parameter(parameter, requires_grad=False))
 
 
 def _weights(model: PreTrainedModel, index: Mapping[str, Mapping[str, str]]) -> dict[str, Weight]:

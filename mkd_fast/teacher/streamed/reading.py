@@ -3,8 +3,8 @@
 A mapped file would do the same with less code, but its pages stay in the process's resident set
 until the system takes them, all of the model in the end; and a layer's pages would be faulted in
 one by one by the thread that computes. Here a layer is read in one go into an arena that the next
-layer reuses. What the system keeps in its page cache is its own affair: a model that fits the
-machine's free memory is read from the disk once.
+layer reuses. A model that fits the machine's memory goes through the system's page cache, so that
+the disk is read once; a larger one goes past it.
 """
 
 import json
@@ -38,8 +38,10 @@ _DTYPES = {
 }
 # torch's own alignment: results must not depend on where a weight lies
 ALIGNMENT = 64
-# of a tensor that is converted or goes to a GPU, this much at a time
-_CHUNK_BYTES = 16 << 20
+# read at a time, and copied out of a buffer
+_CHUNK_BYTES = 8 << 20
+# what O_DIRECT wants offsets, lengths and addresses to be multiples of
+_BLOCK_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -108,56 +110,78 @@ def _stored(path: Path, data_begin: int, entry: Mapping[str, Any]) -> StoredTens
 
 
 class Reader:
-    """The files of a checkpoint, open; several threads may read at once.
+    """The files of a checkpoint, open; for one thread at a time.
 
     Args:
         paths: of the files.
+        past_page_cache: read from the device into our memory (O_DIRECT), where there is such a
+            way. Pages that would be gone before they are read again are not even made, which on
+            a slow host costs more than the copy.
+        device: where values go; for a GPU the buffer is pinned.
 
     Raises:
-        OSError: one cannot be opened.
+        OSError: a file cannot be opened.
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(
+        self, paths: Iterable[Path], *, past_page_cache: bool = False, device: str = "cpu"
+    ) -> None:
         self._files = ExitStack()
-        self._descriptors = {
-            path: self._files.enter_context(path.open("rb", buffering=0)).fileno()
-            for path in set(paths)
-        }
+        self._descriptors: dict[Path, int] = {}
+        for path in set(paths):
+            self._descriptors[path] = _open(path, past_page_cache=past_page_cache)
+            self._files.callback(os.close, self._descriptors[path])
+        room = torch.empty(
+            _CHUNK_BYTES + 3 * _BLOCK_BYTES, dtype=torch.uint8, pin_memory=device == "cuda"
+        )
+        self._buffer = room[-room.data_ptr() % _BLOCK_BYTES :]
 
     def close(self) -> None:
         """Close every file."""
         self._files.close()
 
     def read(self, stored: StoredTensor, out: Tensor) -> None:
-        """Fill ``out``, contiguous and of the stored shape, from the file.
-
-        Where ``out`` is of another dtype or on a GPU, a small buffer lies between.
+        """Fill ``out``, contiguous and of the stored shape, converting where its dtype differs.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: it has become shorter.
         """
-        flat = out.view(-1)
-        if out.dtype == stored.dtype and not out.is_cuda:
-            self._fill(stored, flat, 0)
-            return
-        step = _CHUNK_BYTES // stored.dtype.itemsize
-        num_staged = min(step, stored.num_elements)
-        staging = torch.empty(num_staged, dtype=stored.dtype, pin_memory=out.is_cuda)
+        flat, size = out.view(-1), stored.dtype.itemsize
+        step = _CHUNK_BYTES // size
         for begin in range(0, stored.num_elements, step):
-            chunk = staging[: stored.num_elements - begin]
-            self._fill(stored, chunk, begin)
-            flat[begin : begin + step].copy_(chunk)
+            part = flat[begin : begin + step]
+            raw = self._bytes(stored.path, stored.offset + begin * size, part.numel() * size)
+            part.copy_(raw.view(stored.dtype))
 
-    def _fill(self, stored: StoredTensor, flat: Tensor, begin: int) -> None:
-        """Read as many elements as ``flat`` has, from element ``begin`` on."""
-        left = flat.view(torch.uint8).numpy().data
-        offset = stored.offset + begin * stored.dtype.itemsize
-        while left:
-            count = os.preadv(self._descriptors[stored.path], [left], offset)
+    def _bytes(self, path: Path, offset: int, num_bytes: int) -> Tensor:
+        """Bytes of a file, in the buffer; whole blocks are read, as O_DIRECT wants it."""
+        before = offset % _BLOCK_BYTES
+        wanted, filled = before + num_bytes, 0
+        room = self._buffer[: -(-wanted // _BLOCK_BYTES) * _BLOCK_BYTES].numpy().data
+        while filled < wanted:
+            at = offset - before + filled
+            count = os.preadv(self._descriptors[path], [room[filled:]], at)
+            if filled + count < wanted:
+                count -= count % _BLOCK_BYTES  # to go on at a whole block
             if not count:
-                raise checks.cut_short(stored.path, offset + len(left), offset)
-            left, offset = left[count:], offset + count
+                raise checks.cut_short(path, offset + num_bytes, path.stat().st_size)
+            filled += count
+        raw = self._buffer[before:wanted]
+        return raw if offset % 8 == 0 else raw.clone()  # a view's dtype wants its alignment
+
+
+def _open(path: Path, *, past_page_cache: bool) -> int:
+    if past_page_cache and hasattr(os, "O_DIRECT"):
+        with suppress(OSError):  # a file system without it
+            return os.open(path, os.O_RDONLY | os.O_DIRECT)
+    return os.open(path, os.O_RDONLY)
+
+
+def fit_page_cache(paths: Iterable[Path]) -> bool:
+    """True for files that take at most half of the machine's memory, whoever uses the rest."""
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * sum(path.stat().st_size for path in paths) <= memory_bytes
 
 
 def pages(num_bytes: int, *, huge: bool) -> Tensor:

@@ -33,7 +33,7 @@ from mkd_fast.teacher.streamed.cost import Cost
 from mkd_fast.teacher.streamed.embedding import EmbeddingRows
 from mkd_fast.teacher.streamed.layers import LayerByLayer, OutputEmbedding
 from mkd_fast.teacher.streamed.parts import divide
-from mkd_fast.teacher.streamed.reading import Reader
+from mkd_fast.teacher.streamed.reading import Reader, fit_page_cache
 from mkd_fast.teacher.streamed.stages import in_turn, largest_pair_bytes
 from mkd_fast.teacher.streamed.states import HiddenStates
 
@@ -85,6 +85,8 @@ class StreamedTeacher:
             ``block_tokens`` or huge batches. Without it a GPU's go to the host's memory.
         layer_list: dotted name of the nn.ModuleList of layers, where it is not the only one with
             ``config.num_hidden_layers`` entries.
+        past_page_cache: whether layers are read with O_DIRECT; None: if the files are larger than
+            half of the machine's memory.
         options: more arguments of ``from_pretrained``.
 
     Raises:
@@ -108,6 +110,7 @@ class StreamedTeacher:
         block_tokens: int | None = None,
         spill_folder: str | Path | None = None,
         layer_list: str | None = None,
+        past_page_cache: bool | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         checks.positive("StreamedTeacher", "max_memory_bytes", max_memory_bytes)
@@ -121,9 +124,14 @@ class StreamedTeacher:
             scratch = Path(opened.enter_context(folder))
             self._spill_folder = None if spill_folder is None else scratch
             checkpoint = open_checkpoint(source, model_class, dtype, scratch, options or {})
-            weights = checkpoint.weights.values()
-            self._reader = Reader(weight.stored.path for weight in weights)
+            paths = {weight.stored.path for weight in checkpoint.weights.values()}
+            if past_page_cache is None:
+                past_page_cache = not fit_page_cache(paths)
+            kind = self.device.type
+            self._reader = Reader(paths, past_page_cache=past_page_cache, device=kind)
             opened.callback(self._reader.close)
+            self._row_reader = Reader(paths)
+            opened.callback(self._row_reader.close)
             self.model, self._weights = checkpoint.model, checkpoint.weights
             self._parts = divide(self.model, checkpoint.weights, layer_list)
             self._prepare()
@@ -135,7 +143,7 @@ class StreamedTeacher:
         self._layers = LayerByLayer(self.model, parts.layer_modules)
         self._output = None if output is None else OutputEmbedding(output)
         table = parts.table
-        self._rows = None if table is None else EmbeddingRows(table, self._reader, self.device)
+        self._rows = None if table is None else EmbeddingRows(table, self._row_reader, self.device)
         for module in self.model.modules():
             if table is None or module is not table.owner:  # which stays on the CPU
                 for name, buffer in module.named_buffers(recurse=False):
@@ -180,7 +188,7 @@ class StreamedTeacher:
         values = {}
         for weight in self._parts.head.weights:
             values[weight.name] = torch.empty_like(weight.empty, device="cpu")
-            self._reader.read(weight.stored, values[weight.name].detach())
+            self._row_reader.read(weight.stored, values[weight.name].detach())
         if "weight" not in values:
             raise checks.no_output_embedding("StreamedTeacher.head", type(self.model).__name__)
         return values["weight"], values.get("bias")

@@ -84,3 +84,38 @@ def test_headers_that_claim_too_much(tmp_path, entry, reason):
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(ValueError, match=reason):
         stored_tensors(path)
+
+
+@pytest.mark.parametrize("past_page_cache", [False, True])
+@pytest.mark.parametrize("padding", range(3))
+def test_past_the_page_cache_too(tmp_path, monkeypatch, past_page_cache, padding):
+    """Chunks end within blocks, and tensors begin where no dtype wants them to."""
+    monkeypatch.setattr(reading, "_CHUNK_BYTES", 5000)
+    path = tmp_path / "model.safetensors"
+    values = {name: torch.randn(3, 1000) for name in "abc"}
+    save_file(values, path)
+    if padding:
+        whole = path.read_bytes()
+        header_bytes = int.from_bytes(whole[:8], "little") + padding
+        moved = header_bytes.to_bytes(8, "little") + whole[8 : 8 + header_bytes - padding]
+        path.write_bytes(moved + b" " * padding + whole[8 + header_bytes - padding :])
+    reader, stored = Reader([path], past_page_cache=past_page_cache), stored_tensors(path)
+    for name, value in values.items():
+        out = torch.empty_like(value)
+        reader.read(stored[name], out)
+        assert torch.equal(out, value)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 5)
+    last = max(stored.values(), key=lambda tensor: tensor.offset)
+    with pytest.raises(ValueError, match=r"must have .* bytes, got"):
+        reader.read(last, out)
+    reader.close()
+
+
+def test_what_fits_the_page_cache(tmp_path):
+    paths = [tmp_path / "small", tmp_path / "huge"]
+    for path, size in zip(paths, (1000, 1 << 43), strict=True):
+        with path.open("wb") as file:
+            file.truncate(size)
+    assert reading.fit_page_cache(paths[:1])
+    assert not reading.fit_page_cache(paths)

@@ -49,6 +49,17 @@ def test_every_family(saved, batches, name, dtype):
             assert torch.equal(got.last_hidden, head_input(model, batch))
 
 
+def test_buffers_are_not_rounded_on_the_way_to_a_wider_dtype(saved, batches, tmp_path):
+    """Gemma's scale of embeddings is no weight, but has the model's dtype."""
+    family, folder = saved("gemma3")
+    with quiet_transformers():
+        load(family, folder, torch.bfloat16).save_pretrained(tmp_path)
+    model = load(family, tmp_path, torch.float32)
+    with StreamedTeacher(tmp_path, family.model_class, dtype=torch.float32) as teacher:
+        for batch, got in teacher.run(batches):
+            assert torch.equal(got.logits, plain(model, batch).logits)
+
+
 @pytest.mark.parametrize("name", ["bert masked", "gemma2", "llama tied"])
 def test_without_the_head(saved, batches, name):
     family, folder = saved(name)
