@@ -130,8 +130,8 @@ class StreamedTeacher:
             kind = self.device.type
             self._reader = Reader(paths, past_page_cache=past_page_cache, device=kind)
             opened.callback(self._reader.close)
-            self._row_reader = Reader(paths)
-            opened.callback(self._row_reader.close)
+            self._own_reader = Reader(paths)  # of this thread: each has a buffer
+            opened.callback(self._own_reader.close)
             self.model, self._weights = checkpoint.model, checkpoint.weights
             self._parts = divide(self.model, checkpoint.weights, layer_list)
             self._prepare()
@@ -143,7 +143,7 @@ class StreamedTeacher:
         self._layers = LayerByLayer(self.model, parts.layer_modules)
         self._output = None if output is None else OutputEmbedding(output)
         table = parts.table
-        self._rows = None if table is None else EmbeddingRows(table, self._row_reader, self.device)
+        self._rows = None if table is None else EmbeddingRows(table, self._own_reader, self.device)
         for module in self.model.modules():
             if table is None or module is not table.owner:  # which stays on the CPU
                 for name, buffer in module.named_buffers(recurse=False):
@@ -188,7 +188,7 @@ class StreamedTeacher:
         values = {}
         for weight in self._parts.head.weights:
             values[weight.name] = torch.empty_like(weight.empty, device="cpu")
-            self._row_reader.read(weight.stored, values[weight.name].detach())
+            self._own_reader.read(weight.stored, values[weight.name].detach())
         if "weight" not in values:
             raise checks.no_output_embedding("StreamedTeacher.head", type(self.model).__name__)
         return values["weight"], values.get("bias")
@@ -201,7 +201,7 @@ class StreamedTeacher:
                 continue
             if (weight := self._weights.get(name)) is not None:
                 tensor = torch.empty_like(weight.empty, device="cpu")
-                self._reader.read(weight.stored, tensor.detach())
+                self._own_reader.read(weight.stored, tensor.detach())
             yield name, tensor
 
     def run(
