@@ -32,14 +32,12 @@ def _shown(name: str, items: Sequence[T], size: Callable[[T], int] = lambda item
 @_reports_errors
 def info(path: Cache) -> None:
     """Show what a cache holds, its bytes per token, and where it comes from."""
-    from mkd_fast.teacher.cache.manifest import MANIFEST, PLAN
     from mkd_fast.teacher.cache.reader import TeacherCache
     from mkd_fast.teacher.cache.summary import read_unfinished
 
-    if (path / PLAN).exists() and not (path / MANIFEST).exists():
-        manifest, state = read_unfinished(path), "unfinished; capture goes on from here"
-    else:
-        manifest, state = TeacherCache.open(path).manifest, "finished"
+    state, manifest = "unfinished; capture goes on from here", read_unfinished(path)
+    if manifest is None:
+        state, manifest = "finished", TeacherCache.open(path).manifest
     for section, entries in _description(manifest, state).items():
         typer.echo(section)
         width = max(map(len, entries))

@@ -14,7 +14,7 @@ from cli_call import assert_told, call
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mkd_fast.teacher import Fingerprints, capture
-from mkd_fast.teacher.cache.manifest import PLAN
+from mkd_fast.teacher.cache.manifest import MANIFEST, PLAN
 
 KEEP = ("topk:4", "sampled:9", "hidden")
 
@@ -115,6 +115,19 @@ def test_info_of_a_capture_that_was_stopped(folder):
     assert ["shards", "1"] in lines
     shards[0].write_bytes(b"cut")
     assert ["samples", "0"] in lines_of(call("cache", "info", folder))
+
+
+def test_info_of_a_capture_in_parts(captured, tmp_path):
+    folder = tmp_path / "cache"
+    for part in range(2):
+        shutil.copytree(captured, folder / f"part-{part:05d}-of-00003")
+    shard, last = sorted((folder / "part-00001-of-00003").glob("shard-*"))
+    last.unlink()
+    (shard.parent / MANIFEST).unlink()
+    (folder / "part-00002-of-00003").mkdir()
+    lines = lines_of(call("cache", "info", folder))
+    assert lines[1][:2] == ["state", "unfinished;"]
+    assert ["shards", "3"] in lines
 
 
 def test_info_of_what_is_no_cache(tmp_path):

@@ -4,9 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mkd_fast.teacher.cache.format import shard_name
+from mkd_fast.teacher.cache.left import part_folders
 from mkd_fast.teacher.cache.manifest import (
     HEAD,
     INDEX,
+    MANIFEST,
     PLAN,
     Manifest,
     ShardEntry,
@@ -63,15 +65,24 @@ def summarise(manifest: Manifest) -> CacheSummary:
     )
 
 
-def read_unfinished(folder: Path) -> Manifest:
-    """The manifest of a capture that is on its way, with the shards that are there so far.
+def read_unfinished(folder: Path) -> Manifest | None:
+    """The manifest of a capture that is on its way, in all its parts, with the shards so far.
 
-    Their headers and indexes are read, not their records.
+    Of unfinished parts the headers and indexes are read, not the records. None where there is no
+    such capture.
 
     Raises:
-        ValueError: its plan is damaged.
-        OSError: there is none.
+        ValueError: a plan is damaged.
     """
+    found = [_so_far(path) for path in part_folders(folder) or [folder] if (path / PLAN).exists()]
+    if not found or (folder / MANIFEST).exists():
+        return None
+    return replace(found[0], shards=tuple(entry for part in found for entry in part.shards))
+
+
+def _so_far(folder: Path) -> Manifest:
+    if (folder / MANIFEST).exists():
+        return replace(read_manifest(folder / MANIFEST), others=())
     manifest = read_manifest(folder / PLAN)
     shards: list[ShardEntry] = []
     while (path := folder / shard_name(len(shards))).exists():
