@@ -1,4 +1,4 @@
-"""The README says what the committed results say, and its code runs."""
+"""The README says what the committed results say; its code and that of the pages in docs/ runs."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,7 @@ from mkd_fast.benchmarks.readme import blocks
 from mkd_fast.evaluate.readme import check_block
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("name", ["summary", "performance"])
@@ -18,13 +19,30 @@ def test_tables_are_those_of_the_committed_results(name):
     check_block(ROOT / "README.md", name, block)
 
 
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+
+
 def test_the_loss_example_runs(capsys):
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    code = python_blocks(ROOT / "README.md")
     exec(compile(code[0], "README.md", "exec"), {})
     assert "tensor" in capsys.readouterr().out
 
 
-def test_named_files_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text("utf-8"))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_example_of_a_page_runs(page, tmp_path, monkeypatch):
+    """One after another, as somebody who reads it would type them."""
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": page.stem}
+    for code in python_blocks(page):
+        exec(compile(code, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_named_files_and_tests_exist(page):
+    text = page.read_text("utf-8")
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert set(re.findall(r"`(test_\w+)`", text)) <= set(re.findall(r"def (test_\w+)", code))

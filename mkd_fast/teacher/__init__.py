@@ -13,7 +13,9 @@ from mkd_fast.teacher.cache import (
     verify,
 )
 from mkd_fast.teacher.capture import CaptureProgress, capture
+from mkd_fast.teacher.exchange import export
 from mkd_fast.teacher.repair import repair
+from mkd_fast.teacher.served import import_logprobs, read_rows
 
 __all__ = [
     "CacheSummary",
@@ -22,10 +24,13 @@ __all__ = [
     "Fingerprints",
     "TeacherCache",
     "capture",
+    "export",
     "fingerprint_chat_template",
     "fingerprint_model",
     "fingerprint_tokenizer",
+    "import_logprobs",
     "merge",
+    "read_rows",
     "repair",
     "token_hashes",
     "verify",
