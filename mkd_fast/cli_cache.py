@@ -154,7 +154,8 @@ def import_(
     """Make a cache of top-k log-probabilities that an inference server returned."""
     from mkd_fast import progress
     from mkd_fast.teacher.cache.fingerprint import Fingerprints
-    from mkd_fast.teacher.served import count_rows, import_logprobs, read_rows
+    from mkd_fast.teacher.row_files import count_rows, read_rows
+    from mkd_fast.teacher.served import import_logprobs
 
     with progress.bar("import", count_rows(files)) as bar:
         import_logprobs(

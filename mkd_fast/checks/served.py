@@ -15,8 +15,8 @@ def unreadable_row(row: object, tokens: Sequence[str], logprobs: Sequence[str]) 
     """A row that says too little, or in other words."""
     return value_error(
         _FUNCTION,
-        f"a row must have sample_id, a whole number, {' or '.join(tokens)}, whole numbers, and "
-        f"{' or '.join(logprobs)}, a list",
+        "a row must have sample_id, a whole number, "
+        f"one of {', '.join(tokens)}, whole numbers, and one of {', '.join(logprobs)}, a list",
         reprlib.repr(row),
         "Rename its fields, and number the samples.",
     )
@@ -81,9 +81,14 @@ def line_not_json(path: Path, line: int) -> ValueError:
     )
 
 
-def not_parquet(path: Path) -> ValueError:
-    """Its name says that it is."""
-    return value_error("read_rows", f"{path} must be a Parquet file", "another", "Write it anew.")
+def not_parquet(path: Path, error: Exception) -> ValueError:
+    """Its name says that it is, or it is damaged."""
+    return value_error(
+        "read_rows",
+        f"{path} must be a Parquet file that can be read",
+        str(error).splitlines()[0],
+        "Write it anew.",
+    )
 
 
 def no_such_file(path: Path) -> FileNotFoundError:

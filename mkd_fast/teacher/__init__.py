@@ -15,7 +15,8 @@ from mkd_fast.teacher.cache import (
 from mkd_fast.teacher.capture import CaptureProgress, capture
 from mkd_fast.teacher.exchange import export
 from mkd_fast.teacher.repair import repair
-from mkd_fast.teacher.served import import_logprobs, read_rows
+from mkd_fast.teacher.row_files import read_rows
+from mkd_fast.teacher.served import import_logprobs
 
 __all__ = [
     "CacheSummary",

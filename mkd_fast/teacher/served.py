@@ -31,7 +31,6 @@ python/sglang/srt/managers/tokenizer_manager.py; ``logprob_start_len=0`` asks fo
 """
 
 import itertools
-import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,17 +50,15 @@ from mkd_fast.teacher.cache.manifest import MANIFEST, Outputs, Plan
 from mkd_fast.teacher.cache.reader import TeacherCache
 from mkd_fast.teacher.cache.writer import Records, open_writer
 from mkd_fast.teacher.capture import DEFAULT_SHARD_BYTES, CaptureProgress
+from mkd_fast.teacher.row_files import Row
 
 # N tokens of a batch, K kept
 
-SUFFIXES = (".jsonl", ".parquet")
 _TOKENS = ("token_ids", "prompt_token_ids", "input_ids")
 _LOGPROBS = ("logprobs", "prompt_logprobs", "input_top_logprobs", "top_logprobs")
 _ROWS_A_BATCH = 64
 # what rounding in the server may add to probabilities that sum to 1; raw logits are far above
 _MOST_MASS = 1.01
-
-Row = Mapping[str, Any]
 
 
 def import_logprobs(
@@ -82,7 +79,7 @@ def import_logprobs(
 
     Args:
         rows: as the module describes them, in the same order whenever they are iterated; from
-            ``read_rows``, or made of a server's answers as they come.
+            ``read_rows`` of files, or made of a server's answers as they come.
         path: the cache's folder; made if need be.
         top_k: K; a position of which less is known has empty slots.
         vocab_size: real columns of the teacher's logits.
@@ -139,21 +136,21 @@ def import_logprobs(
 
 @dataclass(frozen=True)
 class _Sample:
-    """A row: its id, its tokens int64 ``[S]``, and its entries as they came."""
+    """A row: its id, its tokens int32 ``[S]``, and its entries as they came."""
 
     id: int
-    token_ids: NDArray[np.int64]
+    token_ids: NDArray[np.int32]
     entries: Sequence[Any]
 
 
 def _sample(row: Row) -> _Sample:
     try:
         sample = _Sample(
-            operator.index(_field(row, ("sample_id",))),
-            np.array([operator.index(token) for token in _field(row, _TOKENS)], np.int64),
+            int(np.int64(operator.index(_field(row, ("sample_id",))))),
+            np.array([operator.index(token) for token in _field(row, _TOKENS)], np.int32),
             list(_field(row, _LOGPROBS)),
         )
-    except (StopIteration, TypeError, OverflowError) as error:
+    except (AttributeError, ValueError, TypeError, OverflowError) as error:
         raise checks.unreadable_row(row, _TOKENS, _LOGPROBS) from error
     num_tokens, num_entries = len(sample.token_ids), len(sample.entries)
     if num_entries > num_tokens:
@@ -164,7 +161,9 @@ def _sample(row: Row) -> _Sample:
 
 
 def _field(row: Row, names: Iterable[str]) -> Any:
-    return row[next(name for name in names if row.get(name) is not None)]
+    # one, or nobody knows which entries belong to which tokens
+    (value,) = (row[name] for name in names if row.get(name) is not None)
+    return value
 
 
 def _hashes(batch: list[_Sample]) -> NDArray[np.uint64]:
@@ -233,54 +232,3 @@ def _marked(token: str) -> int:
     if mark != "token_id":
         raise ValueError(token)
     return int(token_id)
-
-
-def read_rows(paths: Iterable[str | Path]) -> Iterator[Row]:
-    """The rows of JSONL and Parquet files, one after another, few in memory at a time.
-
-    Raises:
-        ValueError: another suffix, or a line that is not JSON.
-        OSError: a file cannot be read.
-    """
-    for path in map(_known_file, paths):
-        if path.suffix == ".parquet":
-            for batch in _parquet(path).iter_batches(_ROWS_A_BATCH):
-                yield from batch.to_pylist()
-            continue
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise checks.line_not_json(path, number) from error
-
-
-def count_rows(paths: Iterable[str | Path]) -> int:
-    """How many there will be."""
-    count = 0
-    for path in map(_known_file, paths):
-        if path.suffix == ".parquet":
-            count += _parquet(path).metadata.num_rows
-        else:
-            with path.open("rb") as file:
-                count += sum(1 for _ in file)
-    return count
-
-
-def _known_file(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise checks.unknown_suffix("import_logprobs", path, SUFFIXES)
-    if not path.exists():
-        raise checks.no_such_file(path)
-    return path
-
-
-def _parquet(path: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise checks.not_parquet(path) from error

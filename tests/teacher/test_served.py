@@ -18,7 +18,8 @@ from mkd_fast.checks.wording import is_ours
 from mkd_fast.losses.targets import SparseTeacher
 from mkd_fast.teacher.cache import Fingerprints, TeacherCache, token_hashes, verify
 from mkd_fast.teacher.capture import capture
-from mkd_fast.teacher.served import count_rows, import_logprobs, read_rows
+from mkd_fast.teacher.row_files import count_rows, read_rows
+from mkd_fast.teacher.served import import_logprobs
 
 VOCAB_SIZE = 61
 K = 5
@@ -201,8 +202,11 @@ ROW = {"sample_id": 7, "token_ids": [1, 2, 3], "logprobs": [None, {1: -1.0}, {2:
     ("row", "words"),
     [
         (without(ROW, "sample_id"), "a row must have sample_id"),
-        (without(ROW, "token_ids"), "token_ids or prompt_token_ids or input_ids"),
+        (without(ROW, "token_ids"), "one of token_ids, prompt_token_ids, input_ids"),
         (without(ROW, "logprobs"), "top_logprobs, a list"),
+        (ROW | {"prompt_logprobs": []}, "one of logprobs, prompt_logprobs, input_top_logprobs"),
+        ([ROW], "a row must have sample_id"),
+        (ROW | {"sample_id": 2**70}, "sample_id, a whole number"),
         (ROW | {"sample_id": "seven"}, "sample_id, a whole number"),
         (ROW | {"token_ids": [1.5]}, "whole numbers"),
         (ROW | {"token_ids": [2**70, 1, 2]}, "whole numbers"),
@@ -290,13 +294,18 @@ def test_files_that_are_not_right(tmp_path):
     broken.write_bytes(b'{"a": 1}\n{"a": \n')
     with pytest.raises(ValueError, match=r"broken.jsonl must have JSON on every line, got line 2"):
         list(read_rows([broken]))
+    broken.write_bytes(b"[" * 100_000)
+    with pytest.raises(ValueError, match=r"JSON on every line, got line 1"):
+        list(read_rows([broken]))
     with pytest.raises(ValueError, match=r"must end in .jsonl or .parquet, got rows.csv"):
         list(read_rows(["rows.csv"]))
     with pytest.raises(FileNotFoundError, match=r"a path must lead to a file, got .*absent.jsonl"):
         list(read_rows([tmp_path / "absent.jsonl"]))
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match=r"broken.parquet must be a Parquet file"):
-        list(read_rows([tmp_path / "broken.parquet"]))
+    for content in (b"PAR1 and no more", b""):
+        (tmp_path / "broken.parquet").write_bytes(content)
+        for read in (count_rows, lambda paths: list(read_rows(paths))):
+            with pytest.raises(ValueError, match=r"broken.parquet must be a Parquet file that"):
+                read([tmp_path / "broken.parquet"])
 
 
 JSON = st.recursive(
