@@ -87,6 +87,19 @@ inline float load_block(DType dtype, const void* row, int64_t begin, int size,
   return largest(transform.capped(all(most)));  // a cap keeps the order
 }
 
+// How far a row is from where that many columns of it are aligned.
+inline int64_t columns_to_alignment(const char* row, int64_t element, int columns = Vec::kLanes) {
+  const int64_t line = columns * element;
+  return (line - static_cast<int64_t>(reinterpret_cast<uintptr_t>(row) % line)) % line / element;
+}
+
+// Columns past the vocabulary have no gradient.
+inline void clear_padding(const KD& op, char* grad) {
+  const int64_t element = op.grad.element_size();
+  __builtin_memset(grad + op.num_columns * element, 0,
+                   (op.num_grad_columns - op.num_columns) * element);
+}
+
 template <class T>
 inline void store_block_of(T* to, int size, const float* block, bool past_caches) {
   int i = 0;

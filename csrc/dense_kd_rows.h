@@ -35,7 +35,7 @@ inline void run_together(const KD& op, int64_t begin, const int64_t* numbers, in
     } else {
       sweeps.write_gradient(rows[i], 0, op.num_columns);
     }
-    sweeps.clear_padding(op.grad.row(numbers[i]));
+    clear_padding(op, op.grad.row(numbers[i]));
   }
 }
 
@@ -116,7 +116,7 @@ inline Terms split_logits_row(const KD& op, int64_t n, int num_parts, const Para
     }
     if (op.stream_grad) finish_streams();
   });
-  sweeps.clear_padding(op.grad.row(n));
+  clear_padding(op, op.grad.row(n));
   return terms;
 }
 

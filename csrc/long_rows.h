@@ -43,8 +43,8 @@ class LongRows {
     const int64_t element = op.grad.element_size();
     head = !op.stream_grad
                ? 0
-               : std::min(last - first, Sweeps<D>::columns_to_alignment(
-                                            op.grad.row(n) + first * element, element, kPair));
+               : std::min(last - first,
+                          columns_to_alignment(op.grad.row(n) + first * element, element, kPair));
     sums = {};
     with_types([&](auto s, auto t) { collect_of<decltype(s), decltype(t)>(n); });
     return sums;
@@ -98,7 +98,7 @@ class LongRows {
         write_gradient<S, Order, D, kLabel>(n, factors);
       }
     });
-    if (last == op.num_columns) sweeps.clear_padding(op.grad.row(n));
+    if (last == op.num_columns) clear_padding(op, op.grad.row(n));
   }
 
  private:
@@ -311,26 +311,11 @@ class LongRows {
   }
 };
 
-// act(std::integral_constant<Label, ...>) with the label of the call.
-template <class Act>
-inline void with_label_of(const KD& op, Act act) {
-  switch (Sweeps<KL<true, false>>(op).label) {
-    case Label::kNone:
-      return act(std::integral_constant<Label, Label::kNone>{});
-    case Label::kSame:
-      return act(std::integral_constant<Label, Label::kSame>{});
-    case Label::kSquare:
-      return act(std::integral_constant<Label, Label::kSquare>{});
-    case Label::kOwn:
-      return act(std::integral_constant<Label, Label::kOwn>{});
-  }
-}
-
 // terms[n - begin] and the gradient of those rows n in [begin, end) that count.
 inline void long_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  with_label_of(op, [&](auto label) {
+  with_known(label_of(op), [&](auto label) {
     static thread_local std::vector<float> storage;
-    LongRows<label> rows(op, 0, op.num_columns, storage);
+    LongRows<label.value> rows(op, 0, op.num_columns, storage);
     for (int64_t n = begin; n < end; ++n) {
       if (!op.counts(n)) continue;
       const RowSums sums = rows.collect(n);
@@ -348,8 +333,8 @@ inline void long_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
 // The same for one row, in parts that different threads take.
 inline Terms split_long_row(const KD& op, int64_t n, int num_parts, const Parallel& parallel) {
   Terms terms;
-  with_label_of(op, [&](auto label) {
-    using Part = LongRows<label>;
+  with_known(label_of(op), [&](auto label) {
+    using Part = LongRows<label.value>;
     std::vector<std::vector<float>> storages(num_parts);
     std::vector<Part> parts;
     std::vector<RowSums> sums(num_parts);

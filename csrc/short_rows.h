@@ -220,16 +220,7 @@ inline void short_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
 }
 
 inline void short_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  switch (Sweeps<KL<true, false>>(op).label) {
-    case Label::kNone:
-      return short_rows<Label::kNone>(op, begin, end, terms);
-    case Label::kSame:
-      return short_rows<Label::kSame>(op, begin, end, terms);
-    case Label::kSquare:
-      return short_rows<Label::kSquare>(op, begin, end, terms);
-    case Label::kOwn:
-      return short_rows<Label::kOwn>(op, begin, end, terms);
-  }
+  with_known(label_of(op), [&](auto label) { short_rows<label.value>(op, begin, end, terms); });
 }
 
 }  // namespace mkd::MKD_ISA

@@ -24,7 +24,9 @@ class SparseRows {
     row = {};
     row.n = n;
     row.column = op.labels ? op.labels(n) : -1;
-    blocks = {op.num_columns, op.stream_grad ? columns_to_alignment() : 0};
+    const char* grad = op.grad.row(n);
+    blocks = {op.num_columns,
+              op.stream_grad ? columns_to_alignment(grad, op.grad.element_size()) : 0};
     kept.read(n, blocks);
     collect();
     normalise();
@@ -98,12 +100,6 @@ class SparseRows {
   const bool keeps_exponentials = label != Label::kOwn && op.softcap == 0.0 && !takes_columns;
   const Vec rate = all(static_cast<float>(kLog2E / op.temperature));
   const Vec label_rate = all(static_cast<float>(kLog2E));
-
-  int64_t columns_to_alignment() const {
-    const int64_t element = op.grad.element_size(), line = Vec::kLanes * element;
-    const auto past = reinterpret_cast<uintptr_t>(op.grad.row(row.n)) % line;
-    return (line - static_cast<int64_t>(past)) % line / element;
-  }
 
   float load(int64_t b) {
     return load_block(op.student.dtype, op.student.row(row.n), blocks.begin(b), blocks.size(b),
@@ -274,9 +270,8 @@ class SparseRows {
   void write_gradient() {
     const bool has_kd = op.kd_weight != 0.0, has_label = label_weight != 0.0;
     char* grad = op.grad.row(row.n);
-    const int64_t element = op.grad.element_size();
     if (!has_kd && !has_label) {
-      __builtin_memset(grad, 0, op.num_grad_columns * element);
+      __builtin_memset(grad, 0, op.num_grad_columns * op.grad.element_size());
       return;
     }
     const Factors factors = outside_factors(has_kd, has_label);
@@ -295,8 +290,7 @@ class SparseRows {
       replace_kept(b);
       store_block(op.grad.dtype, grad, blocks.begin(b), blocks.size(b), block, op.stream_grad);
     }
-    __builtin_memset(grad + op.num_columns * element, 0,
-                     (op.num_grad_columns - op.num_columns) * element);
+    clear_padding(op, grad);
   }
 
   // Of e_v = exp((logit - most) / T_s), outside. Where nothing is outside, there is none.

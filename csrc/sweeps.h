@@ -138,13 +138,6 @@ class Sweeps {
                                   : label_weight / sums.z_ce);
   }
 
-  // Columns past the vocabulary have no gradient.
-  void clear_padding(char* grad) const {
-    const int64_t element = op.grad.element_size();
-    __builtin_memset(grad + op.num_columns * element, 0,
-                     (op.num_grad_columns - op.num_columns) * element);
-  }
-
   // Adds the sums of other columns of the same row.
   void join(RowSums& sums, RowSums others) const {
     raise(sums, others.max_s, others.max_t);
@@ -298,12 +291,6 @@ class Sweeps {
     if constexpr (kLabel == Label::kSame) return fma(q, all(ce_weight), grad);
     if constexpr (kLabel == Label::kSquare) return fma(q * q, all(ce_weight), grad);
     return grad;
-  }
-
-  static int64_t columns_to_alignment(const char* grad, int64_t element,
-                                      int columns = Vec::kLanes) {
-    const int64_t line = columns * element;
-    return (line - static_cast<int64_t>(reinterpret_cast<uintptr_t>(grad) % line)) % line / element;
   }
 
   float label_logit(int64_t n, const Transform& transform) const {
