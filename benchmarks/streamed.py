@@ -111,7 +111,7 @@ def _values(shape: torch.Size, number: int) -> Tensor:
 
 def jobs(folder: Path, device: str, weight_bytes: int, *, is_tiny: bool) -> Iterator[Job]:
     """What is measured; ours comes first."""
-    batch_size, length, num_batches = (16, 512, 16) if device == "cuda" else (4, 32, 4)
+    batch_size, length, num_batches = (2, 512, 64) if device == "cuda" else (4, 32, 4)
     if is_tiny:
         batch_size, length, num_batches = 2, 8, 4
     job = Job("streamed", str(folder), device, num_batches, batch_size, length)

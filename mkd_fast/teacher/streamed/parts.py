@@ -18,7 +18,8 @@ class Parts:
         layer_modules: in order.
         layers: their weights.
         head: the output embedding's, tied or not; none if the model has no such module.
-        table: of the input embedding, of which rows are read; None where it is not a plain one.
+        table: of the input embedding, of which rows are read; None where it is not a plain one,
+            or is wanted as a whole.
         resident: all others.
     """
 
@@ -33,8 +34,19 @@ class Parts:
         return [*self.layers, self.head if with_head else Stage(())]
 
 
-def divide(model: PreTrainedModel, weights: Mapping[str, Weight], layer_list: str | None) -> Parts:
+def divide(
+    model: PreTrainedModel,
+    weights: Mapping[str, Weight],
+    layer_list: str | None,
+    largest_table_bytes: int,
+) -> Parts:
     """Sort the weights of a model.
+
+    Args:
+        model: the model.
+        weights: by name.
+        layer_list: name of the list of layers; None to find it.
+        largest_table_bytes: an input embedding of at most this size is resident.
 
     Raises:
         ValueError: where its layers are cannot be told.
@@ -50,6 +62,8 @@ def divide(model: PreTrainedModel, weights: Mapping[str, Weight], layer_list: st
     layers = [take(f"{list_name}.{number}") for number in range(len(modules))]
     names = {module: name for name, module in model.named_modules()}
     words, output = model.get_input_embeddings(), model.get_output_embeddings()
-    table = left.pop(f"{names[words]}.weight") if isinstance(words, nn.Embedding) else None
+    table, table_name = None, f"{names[words]}.weight"
+    if isinstance(words, nn.Embedding) and left[table_name].num_bytes > largest_table_bytes:
+        table = left.pop(table_name)
     head = Stage(()) if output is None else take(names[output])
     return Parts(modules, layers, head, table, Stage(left.values()))

@@ -2,7 +2,8 @@
 
 What is in memory, in bytes, with b bytes for a number of the model's dtype:
 
-    resident   norms, position tables, task heads: all that is neither a layer nor the vocabulary's
+    resident   norms, position tables, task heads: all that is neither a layer nor the vocabulary's;
+               on a GPU the input embedding too if it takes a quarter of the memory or less
     stages     the two largest neighbours among layer, layer, ..., layer, output embedding
     states     T tokens of a block (padding included): D b (1 + hidden layers asked for),
                and D b for rows of the input embedding
@@ -133,7 +134,9 @@ class StreamedTeacher:
             self._own_reader = Reader(paths)  # of this thread: each has a buffer
             opened.callback(self._own_reader.close)
             self.model, self._weights = checkpoint.model, checkpoint.weights
-            self._parts = divide(self.model, checkpoint.weights, layer_list)
+            # a GPU would wait for the CPU's look-ups; a CPU looks up where the rows lie
+            largest_table = 0 if self.device.type == "cpu" else max_memory_bytes // 4
+            self._parts = divide(self.model, checkpoint.weights, layer_list, largest_table)
             self._prepare()
             self._opened = opened.pop_all()
 
