@@ -21,9 +21,7 @@ app = typer.Typer(
 app.add_typer(cache, name="cache")
 
 Recipe = Annotated[Path, typer.Argument(help="A TOML file; see recipes/.")]
-_reports_errors = reports_errors(
-    "Stopped. The same command goes on from the last checkpoint.",
-)
+_reports_errors = reports_errors("Stopped. The same command goes on from the last checkpoint.")
 
 
 def _run(recipe: Path, settings: list[str] | None) -> "Run":

@@ -36,6 +36,7 @@ from mkd_fast.losses.targets import (
     Teacher,
     TeacherHead,
 )
+from mkd_fast.teacher.cache.manifest import ShardEntry
 from mkd_fast.teacher.cache.reader import TeacherCache
 from mkd_fast.teacher.cache.shard import Shard
 
@@ -43,27 +44,21 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".parquet", ".arrow")
-# padded rows that are held at a time
-_GROUP_BYTES = 32 << 20
+# stored bytes that are decoded at a time; samples of a large vocabulary take forty times as many
+_GROUP_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Group:
-    """Records of one shard that are exported together.
+    """Records that are exported together: some of one shard, from ``begin`` to ``end``."""
 
-    Args:
-        sample_ids: int64 ``[B]``.
-        token_hashes: uint64 ``[B]``.
-        lengths: tokens, int64 ``[B]``.
-    """
-
-    sample_ids: NDArray[np.int64]
-    token_hashes: NDArray[np.uint64]
-    lengths: NDArray[np.int64]
+    shard: ShardEntry
+    begin: int
+    end: int
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.sample_ids)
+        return self.end - self.begin
 
 
 def export(
@@ -119,42 +114,40 @@ def _writing(path: Path, suffix: str, schema: "pyarrow.Schema") -> Iterator[Any]
 def _groups(cache: TeacherCache) -> list[Group]:
     """Every record, in parts that may be padded and held in memory."""
     groups = []
-    row_bytes = sum(spec.row_bytes for spec in cache.manifest.tensors)
-    most_tokens = max(1, _GROUP_BYTES // row_bytes)
     for entry in cache.manifest.shards:
-        shard = Shard(cache.path / entry.file, cache.manifest.layout(entry))
-        lengths = np.diff(shard.offsets["token"])
+        most_tokens = _GROUP_BYTES * entry.num_tokens // entry.num_bytes
         begin = longest = 0
-        for record, length in enumerate(lengths.tolist()):
+        for record, length in enumerate(_lengths(_shard(cache, entry)).tolist()):
             longest = max(longest, length)
             if record > begin and (record + 1 - begin) * longest > most_tokens:
-                groups.append(_group(shard, lengths, slice(begin, record)))
+                groups.append(Group(entry, begin, record))
                 begin, longest = record, length
-        groups.append(_group(shard, lengths, slice(begin, len(lengths))))
+        groups.append(Group(entry, begin, entry.num_samples))
     return groups
 
 
-def _group(shard: Shard, lengths: NDArray[np.int64], part: slice) -> Group:
-    # copies, which do not keep the shard mapped
-    return Group(
-        shard.sample_ids[part].copy(), shard.token_hashes[part].copy(), lengths[part].copy()
-    )
+def _shard(cache: TeacherCache, entry: ShardEntry) -> Shard:
+    return Shard(cache.path / entry.file, cache.manifest.layout(entry))
+
+
+def _lengths(shard: Shard) -> NDArray[np.int64]:
+    return np.diff(shard.offsets["token"])
 
 
 def _columns(cache: TeacherCache, group: Group) -> dict[str, Any]:
-    plan, lengths = cache.manifest.plan, group.lengths
+    plan, part = cache.manifest.plan, slice(group.begin, group.end)
+    shard = _shard(cache, group.shard)
+    sample_ids, lengths = shard.sample_ids[part], _lengths(shard)[part]
     columns = {
-        "sample_id": group.sample_ids,
-        "token_hash": group.token_hashes,
+        "sample_id": sample_ids,
+        "token_hash": shard.token_hashes[part],
         "num_tokens": lengths,
     }
     layers = plan.hidden_layers
     for kind in plan.keep:
         name, temperatures = kind.replace(":", "_"), plan.temperatures or (1.0,)
         for temperature in temperatures if kind.startswith("topk") else temperatures[:1]:
-            got = cache.batch(
-                group.sample_ids, keep=kind, temperature=temperature, hidden_layers=layers
-            )
+            got = cache.batch(sample_ids, keep=kind, temperature=temperature, hidden_layers=layers)
             columns |= _of_teacher(name, got.teacher, lengths, temperature)
             for layer, states in zip(layers, got.hidden, strict=True):
                 columns |= _of_states(f"hidden_{layer}", states, lengths)
