@@ -1,9 +1,9 @@
 // The system clears every page that it hands out, and for a large gradient that takes longer than
-// computing it. The C library keeps freed blocks of less than 32 MB for the next call and returns
-// larger ones; those are kept here, up to a limit, when their tensor is freed.
+// computing it. The C library returns freed blocks of 32 MB and more, and smaller ones as soon as
+// they lie at the end of its heap; so they are kept here, up to a limit, when their tensor is
+// freed.
 #include "gradients.h"
 
-#include <cstdlib>
 #include <mutex>
 #include <vector>
 
@@ -24,7 +24,7 @@ namespace mkd {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kSmallestKept = size_t{32} << 20;
+constexpr size_t kSmallestKept = size_t{4} << 20;
 constexpr size_t kMostKept = size_t{1} << 30;
 
 // Ask for huge pages, whole ones inside the block; a refusal changes nothing. 64 MB are 16,000
@@ -38,10 +38,26 @@ void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t num_
 #endif
 }
 
+#if defined(__linux__)
 struct Block {
   void* data;
-  size_t num_bytes;
+  size_t num_bytes;  // of whole huge pages
 };
+
+// Straight from the system, so that what is given back is gone; null where there is none.
+void* huge_pages(size_t num_bytes) {
+  void* const mapped = mmap(nullptr, num_bytes + kHugePage, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  char* const begin = static_cast<char*>(mapped);
+  const size_t before = -reinterpret_cast<uintptr_t>(begin) % kHugePage;
+  if (before) munmap(begin, before);
+  if (before != kHugePage) munmap(begin + before + num_bytes, kHugePage - before);
+  prefer_huge_pages(begin + before, num_bytes);
+  return begin + before;
+}
+
+void free_huge_pages(Block block) { munmap(block.data, block.num_bytes); }
 
 // Blocks whose tensors are gone, the oldest first.
 class KeptBlocks {
@@ -58,15 +74,14 @@ class KeptBlocks {
         return data;
       }
     }
-    void* const data = std::aligned_alloc(kHugePage, num_bytes);
+    void* const data = huge_pages(num_bytes);
     STD_TORCH_CHECK(data, "kd_loss: the gradient needs ", num_bytes,
                     " bytes, got none of them. Pass fewer tokens at a time.");
-    prefer_huge_pages(data, num_bytes);
     return data;
   }
 
   void give_back(Block block) {
-    if (block.num_bytes > kMostKept) return std::free(block.data);
+    if (block.num_bytes > kMostKept) return free_huge_pages(block);
     const std::lock_guard lock(mutex_);
     blocks_.push_back(block);
     total_bytes_ += block.num_bytes;
@@ -85,7 +100,7 @@ class KeptBlocks {
     auto block = blocks_.begin();
     for (; total_bytes_ > most_bytes; ++block) {
       total_bytes_ -= block->num_bytes;
-      std::free(block->data);
+      free_huge_pages(*block);
     }
     blocks_.erase(blocks_.begin(), block);
   }
@@ -100,7 +115,6 @@ KeptBlocks& kept_blocks() {
   return blocks;
 }
 
-#if defined(__linux__)
 Tensor tensor_of_kept_block(ScalarType dtype, std::initializer_list<int64_t> shape,
                             size_t num_bytes) {
   num_bytes = (num_bytes + kHugePage - 1) / kHugePage * kHugePage;
@@ -120,9 +134,11 @@ Tensor tensor_of_kept_block(ScalarType dtype, std::initializer_list<int64_t> sha
       reinterpret_cast<void*>(num_bytes)));
   return Tensor(handle);
 }
-#endif
 
 int64_t release_kept_memory() { return kept_blocks().release(); }
+#else
+int64_t release_kept_memory() { return 0; }
+#endif
 
 }  // namespace
 
