@@ -88,8 +88,11 @@ def streamed(job: Job) -> Iterator[Tensor | None]:
 
 def accelerate_disk(job: Job) -> Iterator[Tensor | None]:
     """The model as accelerate offloads it to the disk: each batch reads all of it."""
+    places = dict.fromkeys(("model.embed_tokens", "model.layers", "lm_head"), "disk")
+    # accelerate computes where the first module lies that is not on the disk
+    places |= dict.fromkeys(("model.norm", "model.rotary_emb"), job.device)
     with tempfile.TemporaryDirectory() as offloaded:
-        yield from _ordinary(job, device_map={"": "disk"}, offload_folder=offloaded)
+        yield from _ordinary(job, device_map=places, offload_folder=offloaded)
 
 
 def in_memory(job: Job) -> Iterator[Tensor | None]:
@@ -102,8 +105,9 @@ def _ordinary(job: Job, **placement: Any) -> Iterator[Tensor | None]:
 
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(job.folder, dtype="auto", **placement)
-    for parameter in model.parameters():  # mapped from the file until it is copied
-        parameter.data = parameter.data.clone()
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":  # mapped from the file until it is copied
+            parameter.data = parameter.data.clone()
     yield None
     for batch in job.batches():
         on_device = {name: tensor.to(job.device) for name, tensor in batch.items()}
