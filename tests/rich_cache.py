@@ -1,7 +1,7 @@
 """A small cache that has a file and a tensor of every sort, and what tests of damage do with it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -23,11 +23,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def read_everything(folder: Path) -> None:
-    """Open a cache and read every record of every tensor, and the head."""
+def read_everything(folder: Path, sample_ids: Sequence[int] | None = None) -> None:
+    """Open a cache and read every record of every tensor, and the head.
+
+    Args:
+        folder: of the cache.
+        sample_ids: of all samples; None takes them from the cache.
+    """
     cache = TeacherCache.open(folder)
     for keep in cache.manifest.plan.keep:
-        cache.batch(cache.sample_ids, keep=keep)
+        cache.batch(cache.sample_ids if sample_ids is None else sample_ids, keep=keep)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """Captures that are stopped, refused by the disk, or run twice at once."""
 
+import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import subprocess
@@ -9,11 +11,15 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import killed_capture_job
 import pytest
 import torch
+from disk_calls import before_each_write, count_writes
 from file_limit import file_size_limit
+from rich_cache import contents
 
 from mkd_fast.teacher.cache import Fingerprints, TeacherCache
+from mkd_fast.teacher.cache.lock import LOCK
 from mkd_fast.teacher.capture import capture
 
 OPTIONS = {
@@ -22,10 +28,10 @@ OPTIONS = {
     "shard_bytes": 100,  # two batches of 3 samples of 6 float32 columns
 }
 NUM_SHARDS = 3
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+NOT_WRITTEN = (
+    r"must be written whole, [\d,]+ bytes, got .* with [\d,]+ bytes free. Make room"
+    r"|must be a folder that can be written, got .* Make room"
+)
 
 
 @pytest.fixture
@@ -35,6 +41,14 @@ def whole(tmp_path, echo, make_batches) -> dict[str, bytes]:
     files = contents(tmp_path / "whole")
     assert len(files) == NUM_SHARDS + 3
     return files
+
+
+def raised_by(function, *args):
+    try:
+        function(*args)
+    except (OSError, KeyboardInterrupt) as error:
+        return error
+    return None
 
 
 class FailingCall:
@@ -51,31 +65,40 @@ class FailingCall:
         return self.function(*args, **kwargs)
 
 
-# plan, shards, index and manifest: each synchronises its file and then the folder
-NUM_CALLS = 2 * (NUM_SHARDS + 3)
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left"), OSError(errno.EIO, "I/O")],
+)
+def test_stopped_at_any_write_it_ends_the_same(tmp_path, echo, make_batches, whole, error):
+    """Whatever call fails, the error says what is needed, and nothing finished is lost."""
 
+    def run(folder):
+        capture(echo, make_batches(), folder, **OPTIONS)
 
-@pytest.mark.parametrize("number", range(NUM_CALLS))
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-def test_stopped_at_any_write_it_ends_the_same(
-    tmp_path, monkeypatch, echo, make_batches, whole, number, error
-):
-    folder = tmp_path / "cache"
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", FailingCall(os.fsync, number, error))
-        with pytest.raises(type(error)) as caught:
-            capture(echo, make_batches(), folder, **OPTIONS)
-    if isinstance(error, OSError):
-        assert caught.value.errno == errno.ENOSPC
-        assert re.search(
-            r"[\d,]+ bytes, got No space left with [\d,]+ bytes free", str(caught.value)
-        )
-    left = contents(folder)
-    assert not [name for name in left if name.endswith((".tmp", ".lock"))]
-    finished = {name: data for name, data in left.items() if name.startswith("shard")}
-    assert finished.items() <= whole.items()
-    capture(echo, make_batches(), folder, **OPTIONS)
-    assert contents(folder) == whole
+    num_writes = count_writes(lambda: run(tmp_path / "counted"))
+    assert num_writes > 10 * NUM_SHARDS
+    num_finished = 0
+    for number in range(num_writes):
+        folder = tmp_path / str(number)
+
+        def fail(at, number=number):
+            if at == number:
+                raise error
+
+        with before_each_write(fail):
+            caught = raised_by(run, folder)
+        if isinstance(caught, OSError):  # None where what was done needs no cleaning up
+            assert caught.errno == error.errno
+            assert re.search(NOT_WRITTEN, str(caught)), str(caught)
+        left = contents(folder) if folder.exists() else {}
+        assert not [name for name in left if name.endswith(".tmp")]
+        finished = {name for name in left if name.startswith("shard")}
+        assert {name: left[name] for name in finished} == {name: whole[name] for name in finished}
+        if caught is not None:
+            assert len(finished) >= num_finished  # what an earlier call found finished
+            num_finished = len(finished)
+        run(folder)
+        assert {name: data for name, data in contents(folder).items() if name != LOCK} == whole
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -218,54 +241,61 @@ def test_a_file_where_the_folder_should_be(tmp_path, echo, make_batches):
         capture(echo, make_batches(), tmp_path / "cache", **OPTIONS)
 
 
-KILLED_THEN_RESUMED = """
-import os, pathlib, signal, sys
-from types import SimpleNamespace
-import torch
-from mkd_fast.teacher.cache import Fingerprints
-from mkd_fast.teacher.capture import capture
+def test_killed_at_fifty_random_moments_it_ends_the_same(tmp_path):
+    command = [sys.executable, killed_capture_job.__file__, str(tmp_path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert found["killed"] == 50
+    # among them: in a shard, between the last shard and the manifest, in the manifest
+    wanted = {"shard-00001.safetensors.tmp", "index.safetensors", "manifest.json.tmp"}
+    assert wanted <= set(found["left"])
 
-root, num_calls = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-teacher = torch.nn.Linear(4, 2)
-teacher.forward = lambda input_ids, attention_mask: SimpleNamespace(logits=input_ids[:, :6] / 7)
 
-def run(folder):
-    ids = torch.arange(15 * 8).reshape(5, 3, 8)
-    batches = [
-        dict(input_ids=batch, attention_mask=torch.ones_like(batch), sample_ids=batch[:, 0])
-        for batch in ids
-    ]
-    origin = Fingerprints(teacher="t")
-    capture(teacher, batches, folder, keep="logits", shard_bytes=100, fingerprints=origin)
+# mount needs no rights in a user namespace of one's own, where the system allows these
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
-def run_until_killed(folder, calls):
-    fsync = os.fsync
-    def counting(descriptor):
-        nonlocal calls
-        calls -= 1
-        if calls < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        fsync(descriptor)
-    os.fsync = counting
-    run(folder)
 
-for number in range(num_calls):
-    if (child := os.fork()) == 0:
-        run_until_killed(root / f"killed-{number}", number)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, number
-    assert (root / f"killed-{number}" / "capture.lock").exists()
-for number in range(num_calls):
-    run(root / f"killed-{number}")
+def can_mount() -> bool:
+    script = "mount -t tmpfs -o size=64k tmpfs /mnt"
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run([*NAMESPACE, "sh", "-c", script], capture_output=True).returncode == 0
+    return False
+
+
+FULL_DISK = """
+import errno, pathlib, re, subprocess, sys
+from killed_capture_job import run
+from rich_cache import contents
+
+root = pathlib.Path(sys.argv[1])
 run(root / "whole")
+whole = contents(root / "whole")
+disk = root / "disk"
+disk.mkdir()
+num_shards = []
+for size in range(4, 4 + sum(map(len, whole.values())) // 1024, 12):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk], check=True)
+    try:
+        run(disk / "cache")
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+        assert re.search(r"[0-9,]+ bytes, got No space left on device with [0-9,]+ b", str(error))
+    else:
+        raise AssertionError(size)
+    left = contents(disk / "cache")
+    num_shards.append(len([name for name in left if name.startswith("shard")]))
+    assert left.items() <= whole.items()
+    subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
+    run(disk / "cache")
+    assert contents(disk / "cache") == whole
+    subprocess.run(["umount", disk], check=True)
+assert num_shards == sorted(num_shards) and num_shards[0] == 0 and num_shards[-1] > 1, num_shards
 """
 
 
-def test_killed_at_any_write_it_ends_the_same(tmp_path):
-    arguments = [str(tmp_path), str(NUM_CALLS)]
-    subprocess.run([sys.executable, "-c", KILLED_THEN_RESUMED, *arguments], check=True)
-    whole = contents(tmp_path / "whole")
-    for number in range(NUM_CALLS):
-        found = contents(tmp_path / f"killed-{number}")
-        assert found.keys() - whole.keys() <= {"capture.lock"}
-        assert {name: found[name] for name in whole} == whole
+def test_a_full_disk(tmp_path):
+    if not can_mount():
+        pytest.skip("no file system can be mounted here")
+    command = [*NAMESPACE, sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    tests = Path(killed_capture_job.__file__).parent
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(tests)})

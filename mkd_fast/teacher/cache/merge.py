@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mkd_fast.checks import cache as checks
-from mkd_fast.files import make_folder, write_atomically
+from mkd_fast.files import make_folder, write_atomically, writing_into
 from mkd_fast.teacher.cache.format import shard_name
 from mkd_fast.teacher.cache.head import require_whole
 from mkd_fast.teacher.cache.index import ids_in_shards
@@ -68,9 +68,10 @@ def merge_into(folder: Path, paths: Sequence[Path]) -> TeacherCache:
     )
     merged = replace(caches[0].manifest, shards=shards, others=())
     if not _is_there(folder, merged):
-        for (cache, entry), shard in zip(entries, shards, strict=True):
-            _place(cache.path / entry.file, entry, folder / shard.file)
-        remove_shards(folder, all_but={shard.file for shard in shards})
+        with writing_into(folder):
+            for (cache, entry), shard in zip(entries, shards, strict=True):
+                _place(cache.path / entry.file, entry, folder / shard.file)
+            remove_shards(folder, all_but={shard.file for shard in shards})
         write_manifest(folder, merged, ids, _head(caches[0]))
     return TeacherCache.open(folder)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mkd_fast.checks import cache as checks
-from mkd_fast.files import make_folder, sha256_of, write_atomically
+from mkd_fast.files import make_folder, sha256_of, write_atomically, writing_into
 from mkd_fast.teacher.cache.format import ShardLayout, TensorSpec, axes_of, crc32, shard_name
 from mkd_fast.teacher.cache.head import head_parts
 from mkd_fast.teacher.cache.index import index_parts
@@ -294,6 +294,15 @@ def write_again(path: Path, sha256: str, parts: Sequence[Any]) -> None:
     write_atomically(path, parts)
 
 
+def _remove_all(folder: Path) -> None:
+    for pattern in (MANIFEST, PLAN, INDEX, HEAD, "shard-*.safetensors", "*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for part in part_folders(folder):
+        with only_writer(part):
+            shutil.rmtree(part)
+
+
 @contextmanager
 def open_writer(folder: Path, plan: Plan, *, resume: bool) -> Iterator[CacheWriter]:
     """The only writer of a folder, for as long as the context lasts.
@@ -311,10 +320,6 @@ def open_writer(folder: Path, plan: Plan, *, resume: bool) -> Iterator[CacheWrit
     make_folder(folder)
     with only_writer(folder):
         if not resume:
-            for pattern in (MANIFEST, PLAN, INDEX, HEAD, "shard-*.safetensors", "*.tmp"):
-                for path in folder.glob(pattern):
-                    path.unlink()
-            for part in part_folders(folder):
-                with only_writer(part):
-                    shutil.rmtree(part)
+            with writing_into(folder):
+                _remove_all(folder)
         yield CacheWriter(folder, plan)
