@@ -82,9 +82,12 @@ class Head:
 
     def _read(self) -> tuple[Tensor, Tensor | None]:
         require_whole(self._path, self._entry.sha256)
-        with safe_open(self._path, framework="pt") as file:
-            bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118
-            return file.get_tensor("weight"), bias
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118
+                return file.get_tensor("weight"), bias
+        except SafetensorError as error:
+            raise checks.cache_damaged(self._path, str(error)) from error
 
 
 def require_whole(path: Path, sha256: str) -> None:

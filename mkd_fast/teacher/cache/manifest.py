@@ -7,7 +7,9 @@ own sha256, so a reader writes the content anew and compares: no changed byte pa
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import math
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +24,7 @@ from mkd_fast.teacher.cache.format import (
     axes_of,
     shard_name,
 )
-from mkd_fast.teacher.cache.kinds import parse_keep
+from mkd_fast.teacher.cache.kinds import HIDDEN, are_of_plan, parse_keep
 
 MANIFEST = "manifest.json"
 PLAN = "capture.json"
@@ -197,12 +199,22 @@ def read_manifest(path: Path) -> Manifest:
         raise checks.not_a_manifest(path)
     if version != VERSION:
         raise checks.unknown_cache_version(path, version, VERSION)
-    if _signed({key: value for key, value in data.items() if key != "sha256"}) != content:
+    if not _is_signed(data, content):
         raise checks.cache_damaged(path, "its content does not match its own sha256")
     try:
-        return _parse(data)
-    except (ValueError, KeyError, TypeError):
-        raise checks.cache_damaged(path, "its fields are not those of the format") from None
+        manifest = _parse(data)
+        is_of_plan = are_of_plan(manifest.tensors, manifest.plan, manifest.outputs.num_columns)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        is_of_plan = False
+    if not is_of_plan:
+        raise checks.cache_damaged(path, "its fields are not those of the format")
+    return manifest
+
+
+def _is_signed(data: dict[str, Any], content: bytes) -> bool:
+    with suppress(RecursionError):
+        return _signed({key: value for key, value in data.items() if key != "sha256"}) == content
+    return False
 
 
 def _parse(data: Any) -> Manifest:
@@ -211,15 +223,26 @@ def _parse(data: Any) -> Manifest:
     origin = Fingerprints(**plan["fingerprints"])
     plan = Plan(**plan | lists | {"fingerprints": origin})
     parse_keep(plan.keep)
+    outputs = Outputs(**data["outputs"])
+    softcap = [] if outputs.softcap is None else [outputs.softcap]
+    for number in (*plan.temperatures, plan.proposal_exponent, outputs.logit_scale, *softcap):
+        if not math.isfinite(number):
+            raise ValueError
+    for count in (abs(plan.seed), plan.num_parts, outputs.num_columns, *plan.hidden_layers):
+        _count(count)
     _count(plan.shard_bytes)
-    _count(plan.num_parts)
     tensors = tuple(_tensor(**tensor) for tensor in data["tensors"])
     num_axes = len(axes_of(tensors))
     shards = (_shard(number, num_axes, **shard) for number, shard in enumerate(data["shards"]))
-    outputs = Outputs(**data["outputs"])
-    _count(outputs.num_columns)
     others = tuple(_file(**file) for file in data["others"])
-    return Manifest(plan, outputs, tensors, data["digest"], tuple(shards), others)
+    manifest = replace(
+        Manifest.of_capture(plan, outputs, tensors), shards=tuple(shards), others=others
+    )
+    files = [HEAD, INDEX] if HIDDEN in plan.keep else [INDEX]
+    is_listed = [entry.file for entry in others] == (files if manifest.shards else [])
+    if data["digest"] != manifest.digest or not is_listed:
+        raise ValueError
+    return manifest
 
 
 def _tensor(name: str, dtype: str, width: int, axis: str) -> TensorSpec:

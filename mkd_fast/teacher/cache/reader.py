@@ -85,10 +85,10 @@ class TeacherCache:
         self.path, self.manifest = path, manifest
         self._numbers = {spec.name: number for number, spec in enumerate(manifest.tensors)}
         entries = {entry.file: entry for entry in manifest.others}
-        is_listed = INDEX in entries and (HIDDEN in manifest.plan.keep) == (HEAD in entries)
-        if not is_listed or not manifest.shards:
-            raise checks.cache_damaged(path / MANIFEST, "it does not list the files of its plan")
-        self._index = SampleIndex(path, len(self), entries[INDEX])
+        if not manifest.shards:
+            raise checks.cache_damaged(path / MANIFEST, "it lists no shards")
+        num_samples = sum(entry.num_samples for entry in manifest.shards)
+        self._index = SampleIndex(path, num_samples, entries[INDEX])
         self._head = Head(path, entries[HEAD]) if HEAD in entries else None
         self._shards: dict[int, Shard] = {}
 
@@ -133,7 +133,7 @@ class TeacherCache:
 
     def __len__(self) -> int:
         """Number of samples."""
-        return sum(entry.num_samples for entry in self.manifest.shards)
+        return len(self.sample_ids)
 
     @property
     def fingerprints(self) -> Fingerprints:

@@ -11,6 +11,7 @@ from mkd_fast.teacher.cache.kinds.states import LAST, STATE_DTYPES, States, laye
 from mkd_fast.teacher.cache.kinds.topk import TopK
 
 if TYPE_CHECKING:
+    from mkd_fast.teacher.cache.format import TensorSpec
     from mkd_fast.teacher.cache.manifest import Plan
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Sampled",
     "States",
     "TopK",
+    "are_of_plan",
     "layer_name",
     "logits_kinds",
     "matched_states",
@@ -35,6 +37,7 @@ __all__ = [
 
 HIDDEN = "hidden"
 _MOST_DRAWS = 255
+_DTYPE_NAMES = {stored: name for name, (stored, _) in DTYPES.items()}
 
 
 def parse_keep(keep: str | Sequence[str]) -> tuple[str, ...]:
@@ -89,6 +92,31 @@ def logits_kinds(plan: "Plan", num_columns: int) -> tuple[LogitsKind, ...]:
         elif name == "logits":
             kinds.append(Dense(num_columns, plan.logits_dtype))
     return tuple(kinds)
+
+
+def are_of_plan(tensors: Sequence["TensorSpec"], plan: "Plan", num_columns: int) -> bool:
+    """Whether these are the tensors that a capture of the plan stores.
+
+    Args:
+        tensors: as a manifest lists them.
+        plan: of the capture.
+        num_columns: real columns of the logits.
+
+    Raises:
+        ValueError, KeyError, IndexError: the plan is none that a capture can have.
+    """
+    found = {spec.name: spec for spec in tensors}
+    states = list(matched_states(plan).values())
+    if HIDDEN in plan.keep:
+        dtype = plan.last_hidden_dtype or _DTYPE_NAMES[found[LAST].dtype]
+        states.insert(0, States(LAST, dtype))
+    fixed = {spec for of in states for spec in of.specs(found[of.name].width)}
+    kinds = logits_kinds(plan, num_columns)
+    wanted = (
+        fixed | {spec for kind in kinds for spec in kind.specs(axis)}
+        for axis in ("sample", "token")
+    )
+    return len(found) == len(tensors) and set(tensors) in wanted
 
 
 def matched_states(plan: "Plan") -> dict[int, States]:
