@@ -6,6 +6,7 @@ import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +107,14 @@ def test_pickled_and_shared_among_threads_and_workers(folder, ids):
             assert same(got, expected)
     loader = DataLoader(ids, batch_size=len(ids), num_workers=1, collate_fn=cache.batch)
     assert all(same(got, expected) for got in loader)
+
+
+def test_shards_need_no_file_descriptors(folder, ids):
+    """A thousand of them are more than a process may have open by default."""
+    cache = TeacherCache.open(folder)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    cache.batch(ids)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_every_reader_of_safetensors_opens_a_shard(folder, make_batches):

@@ -1,11 +1,11 @@
 """One shard, mapped into memory: its header and index checked when it is opened."""
 
 import hashlib
-import mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mkd_fast.checks import cache as checks
@@ -38,11 +38,12 @@ class Shard:
         size = path.stat().st_size
         if size != layout.num_bytes:
             raise checks.cache_damaged(path, f"it has {size} bytes in place of {layout.num_bytes}")
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if mapped[: len(layout.header)] != layout.header:
+        with path.open("rb"):  # for its error; what maps it here keeps no descriptor, as mmap does
+            mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+        mapped.flags.writeable = False
+        if mapped[: len(layout.header)].tobytes() != layout.header:
             raise checks.cache_damaged(path, "its header is not the one this cache was given")
-        index = np.frombuffer(mapped, np.uint8, layout.index_end)[len(layout.header) :]
+        index = mapped[len(layout.header) : layout.index_end]
         if crc32(index) != layout.index_crc32:
             raise checks.cache_damaged(path, "its index does not match its checksum")
         self._mapped = mapped
@@ -83,7 +84,7 @@ class Shard:
 
     def sha256(self) -> str:
         """Hash of the whole file, in hexadecimal digits."""
-        return hashlib.sha256(self._mapped).hexdigest()
+        return hashlib.sha256(self._mapped.data).hexdigest()
 
     def require_all_records(self) -> None:
         """Read every record; raise ValueError that names the first damaged one."""
