@@ -1,4 +1,4 @@
-"""The README's tables and plots, made from committed results.
+"""The tables and plots of README and docs/fidelity.md, made from committed results.
 
 ``python -m mkd_fast.benchmarks.readme`` writes them, in the repository's root.
 With a run's folder as argument, its report is first copied to ``docs/home_intents``.
@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mkd_fast.benchmarks import report, results
+from mkd_fast.benchmarks.fidelity import report as fidelity
 from mkd_fast.benchmarks.run import OPS
 from mkd_fast.evaluate.readme import update_block
 from mkd_fast.evaluate.report import markdown_from_csv
 
 REPORT = Path("docs/home_intents")
+FIDELITY = Path("docs/fidelity.md")
 NOT_MEASURED = ("predicted", "gates")  # folders of results that come from no device
 _REPORT_FILES = (
     "report.md",
@@ -33,6 +35,11 @@ def blocks(root: Path) -> dict[str, str]:
         "summary": markdown_from_csv(root / REPORT / "summary.csv"),
         "performance": "\n\n".join(_performance(root)),
     }
+
+
+def fidelity_rows(root: Path) -> list[results.Row]:
+    """What was measured of the kinds of caches; it is of no device's speed, so one is enough."""
+    return results.read_rows(next((root / "benchmarks" / "results").glob("*/fidelity.csv")))
 
 
 def measured(root: Path) -> list[Path]:
@@ -69,6 +76,9 @@ def main() -> None:
         report.save_plot(results.read_rows(path), path.with_suffix(".svg"))
     for name, block in blocks(root).items():
         update_block(root / "README.md", name, block)
+    fidelity.save_plot(fidelity_rows(root), root / FIDELITY.with_suffix(".svg"))
+    for name, block in fidelity.blocks(fidelity_rows(root)).items():
+        update_block(root / FIDELITY, name, block)
 
 
 if __name__ == "__main__":

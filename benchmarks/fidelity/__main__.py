@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mkd_fast.benchmarks import masked_head
-from mkd_fast.benchmarks.fidelity import errors, numbers, quality, study, tiny
+from mkd_fast.benchmarks.fidelity import errors, numbers, quality, stored, study, tiny
 from mkd_fast.benchmarks.fidelity.numbers import Number
 from mkd_fast.benchmarks.fidelity.study import Size, Study
 from mkd_fast.data.running_text import running_text
@@ -43,7 +43,7 @@ def studies(work: Path, masked_lm: Path | None) -> Iterator[Study]:
 
 def measure(studied: Study) -> Iterator[Number]:
     """All numbers of one teacher, but what other students have learned."""
-    yield from _stage(studied, "bytes", partial(errors.stored_bytes, studied, BUDGETS))
+    yield from _stage(studied, "bytes", partial(stored.stored_bytes, studied, BUDGETS))
     yield from _stage(studied, "untrained", partial(_untrained, studied))
     yield from students(studied, studied.size.sources[:1], num_seeds=1)
     half = studied.teacher.config.num_hidden_layers // 2

@@ -10,7 +10,7 @@ With G the gradient of the dense forward KL for the student's logits [N, V] and 
 A sample does not know the teacher's entropy: for the comparison of values it is taken off.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from mkd_fast.benchmarks.fidelity.study import (
 )
 from mkd_fast.losses import SparseTeacher, TeacherHead, hidden_loss
 from mkd_fast.losses.targets import Tail, Teacher
+from mkd_fast.teacher import TeacherCache
 
 # N tokens that count, V vocabulary
 
@@ -85,8 +86,8 @@ class Comparison:
     exact_square: float = 0.0
     error_square: float = 0.0
     product: float = 0.0  # of exact gradient and error
-    exact_sum: Any = field(default=0.0)  # [V]
-    error_sum: Any = field(default=0.0)
+    exact_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # over tokens
+    error_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, exact: tuple[float, Tensor], loss: float, grad: Tensor) -> None:
         """Some tokens: summed loss and gradient, both exact and from the cache."""
@@ -161,11 +162,9 @@ def of_logits(study: Study, student: Any, label: str) -> Iterator[Number]:
 
 
 def of_repeated_draws(study: Study, student: Any, label: str) -> Iterator[Number]:
-    """The error of the mean gradient of 1, 4, 16, ... draws for the same tokens."""
-    first = [
-        study.held_out.languages.index(name) for name in dict.fromkeys(study.held_out.languages)
-    ]
-    size = study.size
+    """The error of the mean gradient of 1, 4, 16, ... draws for the same tokens at T = 1."""
+    size, languages = study.size, study.held_out.languages
+    first = {languages.index(language) for language in languages}
     chosen = [pair for row, pair in enumerate(_logits(study, student)) if row in first]
     student_NV, teacher_NV = (
         torch.cat([pair[side][: size.repeated_tokens] for pair in chosen]) for side in (0, 1)
@@ -173,19 +172,25 @@ def of_repeated_draws(study: Study, student: Any, label: str) -> Iterator[Number
     _, exact_NV = exact_gradient(student_NV, teacher_NV, 1.0)
     for keeps, times in ((SPARSE, 1), (SAMPLED, size.num_repetitions)):
         cache = repeated(teacher_NV, keeps, times, study.folder / "repeated")
-        targets = [target for target in TARGETS if target.keep in keeps]
-        for target in targets:
-            if target.temperature != 1.0:
-                continue
-            total_NV = torch.zeros_like(student_NV)
-            for draw in range(times):
-                teacher = cache.batch([draw], keep=target.keep).teacher
-                flat = target.of(select(teacher, torch.ones(1, len(total_NV), dtype=torch.bool)))
-                total_NV += gradient(student_NV, flat, 1.0)[1]
-                if (draw + 1).bit_count() == 1 and (draw + 1).bit_length() % 2:
-                    error = (total_NV.double() / (draw + 1) - exact_NV).norm() / exact_NV.norm()
-                    measure = f"gradient's error, mean of {draw + 1} draws"
-                    yield Number(study.name, target.kind, label, 1.0, measure, error.item())
+        for target in TARGETS:
+            if target.keep in keeps and target.temperature == 1.0:
+                for draws, mean_NV in _mean_gradients(cache, target, student_NV):
+                    error = ((mean_NV.double() - exact_NV).norm() / exact_NV.norm()).item()
+                    measure = f"gradient's error, mean of {draws} draws"
+                    yield Number(study.name, target.kind, label, 1.0, measure, error)
+
+
+def _mean_gradients(
+    cache: TeacherCache, target: Target, student_NV: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    """The mean over the first 1, 4, 16, ... samples of a cache, all of the same tokens."""
+    total_NV, is_counted = torch.zeros_like(student_NV), torch.ones(1, len(student_NV)).bool()
+    wanted = {4**power for power in range(len(cache).bit_length())}
+    for draw in range(len(cache)):
+        teacher = cache.batch([draw], keep=target.keep).teacher
+        total_NV += gradient(student_NV, target.of(select(teacher, is_counted)), 1.0)[1]
+        if draw + 1 in wanted:
+            yield draw + 1, total_NV / (draw + 1)
 
 
 def of_matched_layers(study: Study, student: Any, label: str) -> Iterator[Number]:
@@ -230,43 +235,3 @@ def _logits(study: Study, student: Any) -> Iterator[tuple[Tensor, Tensor, Tensor
         student_NV = student(input_ids=ids, attention_mask=mask).logits[is_counted].float()
         teacher_NV = study.teacher(input_ids=ids, attention_mask=mask).logits[is_counted]
         yield student_NV, teacher_NV, is_counted
-
-
-def stored_bytes(study: Study, budgets: Mapping[str, float]) -> Iterator[Number]:
-    """Bytes a token by part, everything counted, and distinct ids a token by language."""
-    cache = study.cache(HELD_OUT)
-    summary = cache.summary()
-    parts = summary.bytes_per_token
-    narrow = study.cache(NARROW).summary().bytes_per_token
-    index = parts["index"]
-    for kind in (*SPARSE, *SAMPLED):
-        own = {name: count for name, count in parts.items() if name.startswith(f"{kind}.")}
-        yield from _bytes(study, kind, {**own, "index": index}, budgets.get(kind))
-    yield from _bytes(study, "hidden", {"hidden.last": parts["hidden.last"], "index": index})
-    narrow_parts = {"hidden.last": narrow["hidden.last"], "index": narrow["index"]}
-    yield from _bytes(study, "hidden, bfloat16", narrow_parts)
-    yield Number(study.name, "hidden", "", 0.0, "head, bytes in all", summary.head_bytes)
-    for layer in study.matched_layers:
-        for dtype, of in (("int8", parts), ("bfloat16", narrow)):
-            own = {n: of[n] for n in (f"hidden.{layer}", f"hidden.{layer}.scale") if n in of}
-            yield from _bytes(study, f"layer {layer}, {dtype}", {**own, "index": of["index"]})
-    for kind in SAMPLED:
-        for language in dict.fromkeys(study.held_out.languages):
-            rows = [n for n, name in enumerate(study.held_out.languages) if name == language]
-            measure = f"distinct ids a token, {language}"
-            yield Number(study.name, kind, "", 1.0, measure, _distinct(cache, kind, rows))
-
-
-def _bytes(
-    study: Study, kind: str, parts: Mapping[str, float], at_most: float | None = None
-) -> Iterator[Number]:
-    total = sum(parts.values())
-    yield Number(study.name, kind, "", 0.0, "bytes a token", total, at_most)
-    for name, count in parts.items():
-        yield Number(study.name, kind, "", 0.0, f"bytes a token, {name}", count)
-
-
-def _distinct(cache: Any, kind: str, rows: list[int]) -> float:
-    teacher = cache.batch(rows, keep=kind, hidden_layers=()).teacher
-    sampled = teacher if hasattr(teacher, "weights") else teacher.unpacked()
-    return float((sampled.ids >= 0).sum(-1).float().mean())

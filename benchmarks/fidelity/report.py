@@ -43,12 +43,18 @@ class Numbers:
 def blocks(rows: Sequence[Row]) -> dict[str, str]:
     """The generated parts of docs/fidelity.md by name."""
     found = Numbers(rows)
-    per_teacher = {"errors": _errors, "draws": _draws, "students": _students, "layers": _layers}
+    per_teacher = {
+        "errors": _errors,
+        "draws": _draws,
+        "students": _students,
+        "layers": _layers,
+        "languages": _languages,
+    }
     made = {
         name: "\n".join(table(found, teacher).to_markdown() for teacher in found.teachers)
         for name, table in per_teacher.items()
     }
-    return made | {"budgets": _budgets(rows).to_markdown(), "languages": _languages(found)}
+    return made | {"budgets": _budgets(rows).to_markdown()}
 
 
 def _errors(found: Numbers, teacher: str) -> Table:
@@ -98,30 +104,33 @@ def _text(value: float | None, measure: str) -> str:
         return ""
     if measure == "relative error of the loss":
         return f"{value:+.1%}" if abs(value) >= 5e-4 else f"{value:+.0e}"
-    return f"{value:.4f}" if measure == "gradient's cosine" else _digits(value)
-
-
-def _digits(value: float) -> str:
-    return f"{value:.3f}" if value >= 5e-4 else f"{value:.0e}"
+    return f"{value:.4f}" if measure == "gradient's cosine" else f"{value:.3g}"
 
 
 def _draws(found: Numbers, teacher: str) -> Table:
     """The error of a mean over draws; a top-k has nothing to draw."""
-    prefix = "gradient's error, mean of "
-    values = {
-        (kind, measure.removeprefix(prefix)): value
-        for (kind, measure), value in found.values(teacher=teacher, student="trained").items()
+    values = found.values(teacher=teacher, student="trained")
+    return _by_last_word(teacher, values, "gradient's error, mean of ")
+
+
+def _languages(found: Numbers, teacher: str) -> Table:
+    values = found.values(teacher=teacher, student="")
+    return _by_last_word(teacher, values, "distinct ids a token, ")
+
+
+def _by_last_word(caption: str, values: dict[tuple[str, str], float], prefix: str) -> Table:
+    """Kinds by what follows the prefix in their measures' names."""
+    found = {
+        (kind, measure.removeprefix(prefix)): f"{value:.3g}"
+        for (kind, measure), value in values.items()
         if measure.startswith(prefix)
     }
-    counts = dict.fromkeys(count for _, count in values)
-    lines = []
-    for kind in dict.fromkeys(kind for kind, _ in values):
-        if kind in SAMPLED:
-            texts = [_digits(values[kind, count]) for count in counts]
-        else:
-            texts = [_digits(values[kind, next(iter(counts))])] * len(counts)
-        lines.append(TableRow((kind, *texts)))
-    return Table(f"**{teacher}**", ("kind", *counts), (tuple(lines),))
+    columns = dict.fromkeys(column for _, column in found)
+    lines = [
+        TableRow((kind, *(found.get((kind, column), "same") for column in columns)))
+        for kind in dict.fromkeys(kind for kind, _ in found)
+    ]
+    return Table(f"**{caption}**", ("kind", *columns), (tuple(lines),))
 
 
 def _students(found: Numbers, teacher: str) -> Table:
@@ -178,25 +187,6 @@ def _budgets(rows: Iterable[Row]) -> Table:
     ]
     header = ("kind", "teacher", "budget, bytes a token", "measured", "")
     return Table("Everything counted", header, (tuple(lines),))
-
-
-def _languages(found: Numbers) -> str:
-    """Distinct ids a token of each sample size, by language."""
-    prefix = "distinct ids a token, "
-    tables = []
-    for teacher in found.teachers:
-        values = {
-            (kind, measure.removeprefix(prefix)): value
-            for (kind, measure), value in found.values(teacher=teacher, student="").items()
-            if measure.startswith(prefix)
-        }
-        languages = dict.fromkeys(language for _, language in values)
-        lines = [
-            TableRow((kind, *(f"{values[kind, language]:.1f}" for language in languages)))
-            for kind in dict.fromkeys(kind for kind, _ in values)
-        ]
-        tables.append(Table(f"**{teacher}**", ("kind", *languages), (tuple(lines),)))
-    return "\n".join(table.to_markdown() for table in tables)
 
 
 def save_plot(rows: Sequence[Row], path: Path) -> None:
