@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mkd_fast.benchmarks.readme import blocks
+from mkd_fast.benchmarks.fidelity import report as fidelity
+from mkd_fast.benchmarks.readme import FIDELITY, blocks, fidelity_rows
 from mkd_fast.evaluate.readme import check_block
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,11 @@ def test_tables_are_those_of_the_committed_results(name):
     block = blocks(ROOT)[name]
     assert block.strip(), f"no results are committed for {name}"
     check_block(ROOT / "README.md", name, block)
+
+
+def test_the_fidelity_page_is_that_of_the_committed_results():
+    for name, block in fidelity.blocks(fidelity_rows(ROOT)).items():
+        check_block(ROOT / FIDELITY, name, block)
 
 
 def python_blocks(page):

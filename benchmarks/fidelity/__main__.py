@@ -27,7 +27,7 @@ CAUSAL = Size(
         "sampled:50",
     )
 )
-MASKED = Size(num_steps=60)  # of one student, whose errors are measured
+MASKED = Size(num_steps=60, repeated_tokens=64)  # of one student, whose errors are measured
 
 
 def studies(work: Path, masked_lm: Path | None) -> Iterator[Study]:

@@ -46,7 +46,7 @@ class Size:
     num_steps: int = 120
     learning_rate: float = 5e-4
     num_repetitions: int = 64
-    repeated_tokens: int = 64  # of a language
+    repeated_tokens: int = 16  # of a language
 
 
 @dataclass(frozen=True, eq=False)
