@@ -62,13 +62,16 @@ def config(*, is_tiny: bool) -> "LlamaConfig":
     """A Llama of 3.2 billion weights, or one that is made in no time."""
     from transformers import LlamaConfig
 
-    sizes = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 30}
-    heads = {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128}
-    if is_tiny:
-        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
-        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
-    vocab_size = 512 if is_tiny else 32_000
-    return LlamaConfig(vocab_size=vocab_size, dtype="bfloat16", **sizes, **heads)
+    return LlamaConfig(
+        dtype="bfloat16",
+        vocab_size=512 if is_tiny else 32_000,
+        hidden_size=64 if is_tiny else 3072,
+        intermediate_size=128 if is_tiny else 8192,
+        num_hidden_layers=4 if is_tiny else 30,
+        num_attention_heads=2 if is_tiny else 24,
+        num_key_value_heads=1 if is_tiny else 8,
+        head_dim=32 if is_tiny else 128,
+    )
 
 
 def make_checkpoint(folder: Path, settings: "LlamaConfig") -> int:
