@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SERIES = {  # what is drawn, and in which of Okabe and Ito's colours
-    "bucket": "#0072B2",
-    "renormalize": "#D55E00",
-    "drop": "#CC79A7",
+    "topk, bucket": "#0072B2",
+    "topk, renormalize": "#D55E00",
+    "topk, drop": "#CC79A7",
     "sampled": "#009E73",
-    "hidden": "#E69F00",
+    "hidden, bfloat16": "#E69F00",  # float32 errs by rounding only, far below
 }
 _INK = "#7a7a7a"  # reads on white and on black
 
@@ -208,7 +208,7 @@ def plot(rows: Sequence[Row]) -> Figure:
     )
     with mpl.rc_context(inked | {"font.size": 9}):
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-        panels = figure.subplots(1, len(found.teachers), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(found.teachers), sharex=True, sharey=True, squeeze=False)[0]
         for axes, teacher in zip(panels, found.teachers, strict=True):
             _draw(axes, found, teacher)
         panels[0].set_ylabel("relative error of the gradient, trained student")
@@ -225,15 +225,13 @@ def _draw(axes: Any, found: Numbers, teacher: str) -> None:
         key=lambda measure: int(measure.split()[-2]),
     )
     for name, colour in _SERIES.items():
-        if name in ("bucket", "renormalize", "drop"):
-            kinds = [f"{keep}, {name}" for keep in SPARSE]
-            label = f"topk, {name}"
-        else:
-            kinds = list(SAMPLED) if name == "sampled" else ["hidden, bfloat16", "hidden"]
-            label = name
-        sizes = [stored[k.partition(", ")[0] if "topk" in k else k, "bytes a token"] for k in kinds]
+        keeps: Sequence[str] = SAMPLED if name == "sampled" else (name,)
+        kinds = keeps
+        if name.startswith("topk"):
+            keeps, kinds = SPARSE, [name.replace("topk", keep) for keep in SPARSE]
+        sizes = [stored[keep, "bytes a token"] for keep in keeps]
         errors = [values[kind, "gradient's error"] for kind in kinds]
-        axes.plot(sizes, errors, "o-", color=colour, label=label, markersize=4)
+        axes.plot(sizes, errors, "o-", color=colour, label=name, markersize=4)
         if name == "sampled":
             of_mean = [values[kind, most] for kind in kinds]
             label = most.replace("gradient's error", "sampled")
