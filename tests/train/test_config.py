@@ -47,7 +47,13 @@ EVERY_KEY = {
         "checkpoint_every": 5,
         "log_every": 6,
     },
-    "capture": {"keep": "topk:8", "batch_size": 3, "shard_megabytes": 1},
+    "capture": {
+        "keep": "topk:8",
+        "batch_size": 3,
+        "shard_megabytes": 1,
+        "hidden_dtype": "int8",
+        "max_memory": "2GiB",
+    },
     "student": {"depth": "last", "num_layers": 4, "vocabulary": "all"},
     "loss": {
         "divergence": "alpha_beta",
