@@ -154,6 +154,21 @@ def cache_damaged(path: Path, reason: str) -> ValueError:
     )
 
 
+def cache_file_missing(path: Path) -> ValueError:
+    """A file that the manifest lists."""
+    return cache_damaged(path, "it is missing")
+
+
+def cache_file_of_other_size(path: Path, found: int, expected: int) -> ValueError:
+    """Cut, or longer than it was written."""
+    return cache_damaged(path, f"it has {found} bytes in place of {expected}")
+
+
+def cache_file_of_other_content(path: Path) -> ValueError:
+    """Of the right size, and yet another."""
+    return cache_damaged(path, "its content does not match the manifest's sha256")
+
+
 def sample_not_cached(folder: Path, sample_id: int, num_samples: int) -> ValueError:
     """The text has rows that the teacher has not seen."""
     return value_error(

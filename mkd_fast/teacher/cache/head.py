@@ -14,6 +14,7 @@ from mkd_fast.files import sha256_of, sha256_of_file
 from mkd_fast.teacher.cache.arrays import as_array
 from mkd_fast.teacher.cache.format import FORMAT, VERSION, header_of, place
 from mkd_fast.teacher.cache.manifest import HEAD, FileEntry
+from mkd_fast.teacher.cache.whole import require_whole
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -88,11 +89,3 @@ class Head:
                 return file.get_tensor("weight"), bias
         except SafetensorError as error:
             raise checks.cache_damaged(self._path, str(error)) from error
-
-
-def require_whole(path: Path, sha256: str) -> None:
-    """Raise ValueError unless a file is there and as the manifest says; reads all of it."""
-    if not path.exists():
-        raise checks.cache_damaged(path, "it is missing")
-    if sha256_of_file(path) != sha256:
-        raise checks.cache_damaged(path, "it does not match the manifest's sha256")

@@ -8,7 +8,6 @@ It is mapped and searched in place. What it says is compared with the shard that
 that a damaged one is noticed when it misleads, and otherwise by ``verify``.
 """
 
-import hashlib
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from mkd_fast.checks import cache as checks
 from mkd_fast.teacher.cache.format import FORMAT, VERSION, Placed, header_of, place
 from mkd_fast.teacher.cache.manifest import INDEX, FileEntry, Manifest
 from mkd_fast.teacher.cache.shard import Shard
+from mkd_fast.teacher.cache.whole import require_size, require_whole
 
 
 def index_parts(ids_of_shards: Sequence[NDArray[np.int64]]) -> list[Any]:
@@ -68,11 +68,11 @@ class SampleIndex:
         self._path, self._entry = folder / INDEX, entry
         header, placed = _layout(num_samples)
         size = len(header) + next(reversed(placed.values())).end
-        with open_whole(self._path, size) as file:
+        require_size(self._path, size)
+        with self._path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if mapped[: len(header)] != header:
             raise checks.cache_damaged(self._path, "its header is not the one this cache was given")
-        self._mapped = mapped
         body = memoryview(mapped)[len(header) :]
         self.sample_ids: NDArray[np.int64]
         self.sample_ids, self._shards, self._records = (at.view(body) for at in placed.values())
@@ -91,29 +91,9 @@ class SampleIndex:
         return self._shards[at], self._records[at]
 
     def _absent(self, sample_id: int) -> ValueError:
-        if not self.is_whole():  # it may be there, and this file not know it
-            return self.damaged()
+        require_whole(self._path, self._entry.sha256)  # or it may be there unknown to this file
         return checks.sample_not_cached(self._path.parent, sample_id, len(self.sample_ids))
 
-    def is_whole(self) -> bool:
-        """Whether the file is as it was written; reads all of it."""
-        return hashlib.sha256(self._mapped).hexdigest() == self._entry.sha256
-
     def damaged(self) -> ValueError:
-        """The error of a file that contradicts a shard, or its checksum."""
-        return checks.cache_damaged(self._path, "it does not match the manifest's sha256")
-
-
-def open_whole(path: Path, num_bytes: int) -> Any:
-    """Open a file of the cache that has to be there, with this size.
-
-    Raises:
-        ValueError: it is missing or has another size.
-    """
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise checks.cache_damaged(path, "it is missing") from None
-    if size != num_bytes:
-        raise checks.cache_damaged(path, f"it has {size} bytes in place of {num_bytes}")
-    return path.open("rb")
+        """The error of a file that contradicts a shard."""
+        return checks.cache_file_of_other_content(self._path)

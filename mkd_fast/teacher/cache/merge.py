@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from mkd_fast.checks import cache as checks
 from mkd_fast.files import make_folder, write_atomically, writing_into
 from mkd_fast.teacher.cache.format import shard_name
-from mkd_fast.teacher.cache.head import require_whole
 from mkd_fast.teacher.cache.index import ids_in_shards
 from mkd_fast.teacher.cache.left import is_foreign, remove_shards
 from mkd_fast.teacher.cache.lock import only_writer
@@ -24,6 +23,7 @@ from mkd_fast.teacher.cache.manifest import (
     read_manifest,
 )
 from mkd_fast.teacher.cache.reader import TeacherCache
+from mkd_fast.teacher.cache.whole import require_whole
 from mkd_fast.teacher.cache.writer import write_manifest
 
 

@@ -121,11 +121,9 @@ class TeacherCache:
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
         for entry in manifest.shards:
             if (size := sizes.get(entry.file)) is None:
-                raise checks.cache_damaged(folder / entry.file, "it is missing")
+                raise checks.cache_file_missing(folder / entry.file)
             if size != entry.num_bytes:
-                raise checks.cache_damaged(
-                    folder / entry.file, f"it has {size} bytes in place of {entry.num_bytes}"
-                )
+                raise checks.cache_file_of_other_size(folder / entry.file, size, entry.num_bytes)
         return cls(folder, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:

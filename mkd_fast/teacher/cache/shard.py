@@ -16,6 +16,7 @@ from mkd_fast.teacher.cache.format import (
     layout_in_header,
     offsets_name,
 )
+from mkd_fast.teacher.cache.whole import require_size
 
 
 class Shard:
@@ -29,17 +30,17 @@ class Shard:
         layout: the layout that it must have.
 
     Raises:
-        ValueError: the file has another size, header or index.
+        ValueError: the file is missing, or has another size, header or index.
         OSError: it cannot be opened.
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
         self.path, self.layout = path, layout
-        size = path.stat().st_size
-        if size != layout.num_bytes:
-            raise checks.cache_damaged(path, f"it has {size} bytes in place of {layout.num_bytes}")
+        require_size(path, layout.num_bytes)
         with path.open("rb"):  # for its error; what maps it here keeps no descriptor, as mmap does
-            mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+            mapped = torch.from_file(
+                str(path), shared=False, size=layout.num_bytes, dtype=torch.uint8
+            ).numpy()
         mapped.flags.writeable = False
         if mapped[: len(layout.header)].tobytes() != layout.header:
             raise checks.cache_damaged(path, "its header is not the one this cache was given")

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mkd_fast.checks import cache as checks
-from mkd_fast.teacher.cache.head import require_whole
 from mkd_fast.teacher.cache.manifest import (
     HEAD,
     INDEX,
@@ -17,6 +16,7 @@ from mkd_fast.teacher.cache.manifest import (
     read_manifest,
 )
 from mkd_fast.teacher.cache.shard import Shard
+from mkd_fast.teacher.cache.whole import require_whole
 
 Each = Callable[[Sequence[ShardEntry | FileEntry]], Iterable[ShardEntry | FileEntry]]
 
@@ -51,33 +51,21 @@ def verify(path: str | Path, each: Each = iter) -> tuple[Damage, ...]:
     strays = set(named_as_ours) - listed
     found = [Damage(name, "the manifest does not list it") for name in strays]
     for entry in each((*manifest.shards, *manifest.others)):
-        if isinstance(entry, ShardEntry):
-            reason = _damage(folder, manifest, entry)
-        else:
-            reason = _other_damage(folder / entry.file, entry)
-        if reason:
-            found.append(Damage(entry.file, reason))
+        try:
+            _require_as_written(folder, manifest, entry)
+        except (ValueError, OSError) as error:
+            found.append(Damage(entry.file, str(error)))
     unfinished = replace(manifest, shards=(), others=()).to_bytes()
     if not (folder / PLAN).exists() or (folder / PLAN).read_bytes() != unfinished:
         found.append(Damage(PLAN, "it is not the manifest's plan"))
     return tuple(sorted(found, key=lambda damage: damage.file))
 
 
-def _other_damage(path: Path, entry: FileEntry) -> str | None:
-    try:
-        require_whole(path, entry.sha256)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return None
-
-
-def _damage(folder: Path, manifest: Manifest, entry: ShardEntry) -> str | None:
+def _require_as_written(folder: Path, manifest: Manifest, entry: ShardEntry | FileEntry) -> None:
     path = folder / entry.file
-    try:
-        shard = Shard(path, manifest.layout(entry))
-        if shard.sha256() != entry.sha256:
-            shard.require_all_records()  # names the first that is damaged
-            raise checks.cache_damaged(path, "its content does not match the manifest's sha256")
-    except (ValueError, OSError) as error:
-        return str(error)
-    return None
+    if not isinstance(entry, ShardEntry):
+        return require_whole(path, entry.sha256)
+    shard = Shard(path, manifest.layout(entry))
+    if shard.sha256() != entry.sha256:
+        shard.require_all_records()  # names the first that is damaged
+        raise checks.cache_file_of_other_content(path)

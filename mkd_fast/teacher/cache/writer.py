@@ -168,10 +168,8 @@ class CacheWriter:
         if self._manifest is None:
             self._manifest = Manifest.of_capture(self.plan, outputs, tensors)
             write_atomically(self.folder / PLAN, [self._manifest.to_bytes()])
-        found = Manifest.of_capture(self.plan, outputs, tensors)
-        for what in ("outputs", "tensors"):
-            stored, asked = getattr(self._manifest, what), getattr(found, what)
-            if stored != asked:
+        for what, asked in (("outputs", outputs), ("tensors", tensors)):
+            if (stored := getattr(self._manifest, what)) != asked:
                 raise checks.cache_of_another("capture", self.folder, what, stored, asked)
 
     def add(self, records: Records) -> None:

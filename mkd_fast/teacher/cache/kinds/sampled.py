@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mkd_fast.losses.targets import PackedSampledTeacher, SampledTeacher
 from mkd_fast.teacher.cache.format import TensorSpec, counts_name
+from mkd_fast.teacher.cache.kinds.entries import from_bytes, id_bits, to_bytes
 from mkd_fast.teacher.cache.kinds.rows import Arrays, Origin, Read
 
 
@@ -58,7 +59,7 @@ class Sampled:
     @property
     def id_bits(self) -> int:
         """What the largest id needs."""
-        return max(1, (self.num_columns - 1).bit_length())
+        return id_bits(self.num_columns)
 
     @property
     def entry_bytes(self) -> int:
@@ -90,9 +91,9 @@ class Sampled:
 
     def on_device(self, z_NV: Tensor, choices: dict[str, Tensor]) -> dict[str, Tensor]:
         """Ids by rising number, and where weights are stored, p / r of each."""
-        scaled_NV = (z_NV - z_NV.amax(-1, keepdim=True)) / self.temperature
-        proposal_NV = (scaled_NV * self.proposal_exponent).exp_()
-        upto_NV = proposal_NV.cumsum(-1, dtype=torch.float64)
+        scaled_NV = (z_NV - z_NV.amax(-1, keepdim=True)).div_(self.temperature)
+        proposal_NV = scaled_NV * self.proposal_exponent if self._is_weighted else scaled_NV
+        upto_NV = proposal_NV.exp_().cumsum(-1, dtype=torch.float64)
         total_N1 = upto_NV[:, -1:]
         ids = torch.searchsorted(upto_NV, choices["uniforms"] * total_N1, right=True)
         # a product that was rounded up to the total would be one past the last
@@ -113,9 +114,8 @@ class Sampled:
         first = np.flatnonzero(is_first_NK)  # every row begins with one
         counts = np.diff(first, append=ids_NK.size)
         entries = ids_NK.ravel()[first] | counts.astype(np.int64) << self.id_bits
-        as_bytes = entries.astype("<u4").view(np.uint8).reshape(-1, 4)
         stored: Arrays = {
-            f"{self.name}.entries": np.ascontiguousarray(as_bytes[:, : self.entry_bytes]),
+            f"{self.name}.entries": to_bytes(entries, self.entry_bytes),
             counts_name(self.name): is_first_NK.sum(1, dtype=np.uint8)[:, None],
         }
         if self._is_weighted:
@@ -134,9 +134,7 @@ class Sampled:
         entries[is_entry] = read(f"{self.name}.entries", 0)
         if self.entry_bytes == 3 and not self._is_weighted:
             return PackedSampledTeacher(torch.from_numpy(entries), self.num_draws, self.id_bits)
-        packed = np.zeros((*is_entry.shape, 4), np.uint8)
-        packed[..., : self.entry_bytes] = entries
-        numbers = packed.view("<u4")[..., 0]
+        numbers = from_bytes(entries)
         ids = np.where(is_entry, numbers & ((1 << self.id_bits) - 1), -1).astype(np.int32)
         weights = (numbers >> self.id_bits).astype(np.float32) / np.float32(self.num_draws)
         if self._is_weighted:

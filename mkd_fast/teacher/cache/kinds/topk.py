@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mkd_fast.losses.targets import SparseTeacher
 from mkd_fast.teacher.cache.format import TensorSpec
+from mkd_fast.teacher.cache.kinds.entries import from_bytes, id_bits, to_bytes
 from mkd_fast.teacher.cache.kinds.rows import Arrays, Origin, Read
 
 _INFINITE = 0x7C00  # float16, as are the others; NaN lies above
@@ -50,7 +51,7 @@ class TopK:
     @property
     def id_bits(self) -> int:
         """What the largest id needs."""
-        return max(1, (self.num_columns - 1).bit_length())
+        return id_bits(self.num_columns)
 
     @property
     def entry_bytes(self) -> int:
@@ -79,7 +80,9 @@ class TopK:
         return {
             "ids": top.indices.to(torch.int32),
             "logits": top.values,
-            "log_z": torch.stack([(z_NV / t).logsumexp(-1) for t in self.temperatures], -1),
+            "log_z": torch.stack(
+                [(z_NV if t == 1.0 else z_NV / t).logsumexp(-1) for t in self.temperatures], -1
+            ),
         }
 
     def on_host(self, made: Arrays) -> Arrays:
@@ -102,19 +105,13 @@ class TopK:
         entries = bits >> np.uint64(self._lost_bits) << np.uint64(self.id_bits)
         entries |= ids_NK.astype(np.uint64) & np.uint64((1 << self.id_bits) - 1)
         entries[ids_NK < 0] = ~np.uint64(0)
-        as_bytes = entries.astype("<u8").view(np.uint8).reshape(*entries.shape, 8)
-        row_bytes = self.num_kept * self.entry_bytes
-        return np.ascontiguousarray(as_bytes[..., : self.entry_bytes]).reshape(-1, row_bytes)
+        width = self.num_kept * self.entry_bytes
+        return to_bytes(entries, self.entry_bytes).reshape(len(ids_NK), width)
 
     def unpack(self, entries: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Ids, -1 in an empty slot, and distances, ``[..., K]``."""
-        shape = (*entries.shape[:-1], self.num_kept)
-        if self.entry_bytes == 4:
-            packed = entries.view("<u4")
-        else:
-            wide = np.zeros((*shape, 8), np.uint8)
-            wide[..., : self.entry_bytes] = entries.reshape(*shape, self.entry_bytes)
-            packed = wide.view("<u8")[..., 0]
+        shape = (*entries.shape[:-1], self.num_kept, self.entry_bytes)
+        packed = from_bytes(entries.reshape(shape))
         ids = (packed & ((1 << self.id_bits) - 1)).astype(np.int32)
         bits = (packed >> self.id_bits << self._lost_bits & 0x7FFF).astype(np.uint16)
         ids[bits > _INFINITE] = -1
