@@ -1,21 +1,27 @@
 """The plots of a run, as PNG: loss curves, accuracy for each language, parameters and size.
 
-Each function returns a matplotlib figure and touches no global state: no pyplot, no backend. A
-model has the same colour and marker in every plot: its place in the report decides. Colours are
-Okabe and Ito's, which people with any kind of colour blindness tell apart.
+Each function returns a matplotlib figure and touches no global state. A model has the same colour
+and marker in every plot: its place in the report decides.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mkd_fast.evaluate.drawing import (
+    DOTS_PER_INCH,
+    colour,
+    house_style,
+    legend_below,
+    marker,
+    new_figure,
+)
 from mkd_fast.evaluate.metrics import LanguageScore, MeanScore, mean_score
 from mkd_fast.evaluate.report import PLOTS, ModelResult
 
@@ -29,24 +35,7 @@ LOSS_PARTS = {
     "ce": "cross-entropy term",
     "hidden": "hidden-state term",
 }
-_COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-_MARKERS = ("D", "o", "s", "^", "v", "P", "X")
 _EMBEDDINGS, _LAYERS, _HEAD, _DISK = "#0072B2", "#56B4E9", "#D55E00", "#8C8C8C"
-_DOTS_PER_INCH = 160
-_STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.handletextpad": 0.4,
-    "legend.columnspacing": 1.5,
-}
 _LANE_INCHES = 0.1  # a language's row has a lane for each model
 _MEAN_ROWS = 2.2  # height of the row of means, in rows of a language
 
@@ -68,7 +57,7 @@ def write_plots(
     }
     assert figures.keys() == PLOTS.keys(), "the report shows every plot"
     for stem, figure in figures.items():
-        figure.savefig(folder / f"{stem}.png", dpi=_DOTS_PER_INCH)
+        figure.savefig(folder / f"{stem}.png", dpi=DOTS_PER_INCH)
 
 
 def loss_curves(metrics: Iterable[Mapping[str, Any]], models: Sequence[str]) -> Figure:
@@ -93,22 +82,22 @@ def loss_curves(metrics: Iterable[Mapping[str, Any]], models: Sequence[str]) -> 
     parts = [part for part in LOSS_PARTS if curves[part]]
     num_columns = min(2, max(1, len(parts)))
     num_lines = max(1, math.ceil(len(parts) / num_columns))
-    with _style():
-        figure = _figure(4.6 * num_columns, 0.9 + 2.9 * num_lines)
+    with house_style():
+        figure = new_figure(4.6 * num_columns, 0.9 + 2.9 * num_lines)
         figure.suptitle("Training losses (faint: as logged)", x=0.02, ha="left", weight="bold")
         for number, part in enumerate(parts, start=1):
             axes = figure.add_subplot(num_lines, num_columns, number)
             for model, (steps, losses) in curves[part].items():
-                colour = _colour(models.index(model))
-                axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
+                drawn_in = colour(models.index(model))
+                axes.plot(steps, losses, color=drawn_in, alpha=0.2, linewidth=0.8)
                 smooth = _smoothed(losses, max(1, len(losses) // 20))
-                axes.plot(steps, smooth, color=colour, linewidth=2, label=model)
+                axes.plot(steps, smooth, color=drawn_in, linewidth=2, label=model)
             axes.set_title(LOSS_PARTS[part])
             axes.set_xlabel("optimizer step")
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
             axes.set_ylim(bottom=0)
             axes.margins(x=0.01)
-        _legend_below(figure)
+        legend_below(figure)
     return figure
 
 
@@ -126,8 +115,8 @@ def accuracy_by_language(results: Sequence[ModelResult]) -> Figure:
     ]
     row_inches = max(0.3, _LANE_INCHES * len(results))
     heights = [len(languages) + _MEAN_ROWS for _, languages, _ in panels]
-    with _style():
-        figure = _figure(7.6, 1.6 + 0.4 * len(panels) + row_inches * sum(heights))
+    with house_style():
+        figure = new_figure(7.6, 1.6 + 0.4 * len(panels) + row_inches * sum(heights))
         figure.suptitle(
             "Test accuracy by language (bars: 95 % interval)", x=0.02, ha="left", weight="bold"
         )
@@ -145,7 +134,7 @@ def accuracy_by_language(results: Sequence[ModelResult]) -> Figure:
             axes.tick_params(axis="y", length=0)
             axes.grid(visible=False, axis="y")
             axes.set_xlabel("accuracy, %")
-        _legend_below(figure, [result.scores.model for result in results])
+        legend_below(figure, [result.scores.model for result in results])
     return figure
 
 
@@ -159,13 +148,13 @@ def parameters_and_size(results: Sequence[ModelResult]) -> Figure:
         ("layers", _LAYERS, [count.layers / 1e6 for count in counts]),
         (f"head (at most {max(heads):.2f})", _HEAD, heads),
     )
-    with _style():
-        figure = _figure(9.2, 1.7 + 0.55 * len(results))
+    with house_style():
+        figure = new_figure(9.2, 1.7 + 0.55 * len(results))
         figure.suptitle("Parameters and size on disk", x=0.02, ha="left", weight="bold")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         start = np.zeros(len(results))
-        for part, colour, millions in parts:
-            left.barh(names, millions, left=start, height=0.6, color=colour, label=part)
+        for part, filled_in, millions in parts:
+            left.barh(names, millions, left=start, height=0.6, color=filled_in, label=part)
             start += np.asarray(millions)
         megabytes = [result.size_bytes / 1e6 for result in results]
         right.barh(names, megabytes, height=0.6, color=_DISK)
@@ -177,7 +166,7 @@ def parameters_and_size(results: Sequence[ModelResult]) -> Figure:
         for axes in (left, right):
             axes.grid(visible=False)
             axes.tick_params(axis="y", length=0)
-        _legend_below(figure)
+        legend_below(figure)
     return figure
 
 
@@ -225,8 +214,8 @@ def _draw_languages(
             accuracy,
             np.array(rows) + 0.6 * _lane(number, len(scores)),
             xerr=np.abs(bounds - accuracy),
-            color=_colour(number),
-            marker=_marker(number),
+            color=colour(number),
+            marker=marker(number),
             markersize=5,
             linestyle="none",
             elinewidth=1.2,
@@ -241,7 +230,7 @@ def _draw_means(axes: Axes, num_languages: int, means: Sequence[MeanScore | None
             continue
         percent = 100 * mean.accuracy
         row = middle + 0.85 * _MEAN_ROWS * _lane(number, len(means))
-        axes.plot(percent, row, color=_colour(number), marker=_marker(number), markersize=7)
+        axes.plot(percent, row, color=colour(number), marker=marker(number), markersize=7)
         towards_left = percent > 90
         axes.annotate(
             f"{percent:.1f}",
@@ -274,47 +263,3 @@ def _label_bar_ends(axes: Axes, ends: Iterable[float]) -> None:
         )
     axes.margins(x=0.25)
     axes.set_xlim(left=0)
-
-
-def _legend_below(figure: Figure, models: Sequence[str] = ()) -> None:
-    """One legend for all panels, beneath them; of markers for `models`, else of what is drawn."""
-    from matplotlib.lines import Line2D
-
-    keys: dict[str, Any] = {
-        model: Line2D([], [], color=_colour(number), marker=_marker(number), linestyle="none")
-        for number, model in enumerate(models)
-    }
-    for axes in () if models else figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        keys |= dict(zip(labels, handles, strict=True))
-    if keys:
-        letters_in_a_line = 12 * figure.get_figwidth()
-        num_columns = int(letters_in_a_line / (4 + max(map(len, keys))))
-        figure.legend(
-            list(keys.values()),
-            list(keys),
-            loc="outside lower center",
-            ncols=min(len(keys), max(1, num_columns)),
-        )
-
-
-def _figure(width_inches: float, height_inches: float) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.03)
-    return Figure(figsize=(width_inches, height_inches), layout=layout)
-
-
-def _style() -> AbstractContextManager[None]:
-    import matplotlib
-
-    return matplotlib.rc_context(_STYLE)
-
-
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
-
-
-def _marker(number: int) -> str:
-    return _MARKERS[number % len(_MARKERS)]
