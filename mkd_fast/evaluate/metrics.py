@@ -1,17 +1,14 @@
 """Accuracy and macro-F1 for each language, with languages seen and unseen in training apart.
 
-A mean over languages is unweighted: a language counts once, however many test samples it has.
-
 Shapes: N samples, B samples of a batch, S tokens, C classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import fmean
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mkd_fast.checks import evaluate as checks
+from mkd_fast.evaluate.scores import LanguageScore, ModelScores, grouped
 
 _Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 _NO_PREDICTION = -1  # stands in for the class of a sample whose logits hold a NaN
@@ -51,69 +49,6 @@ class Predictions:
     sample_ids: npt.NDArray[np.int64]
     predicted: npt.NDArray[np.int64]
     true: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class LanguageScore:
-    """One model's shares, 0 to 1, on the test samples of one language."""
-
-    language: str
-    num_samples: int
-    accuracy: float
-    macro_f1: float
-
-    @property
-    def accuracy_interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy, as `wilson_interval` defines it."""
-        return wilson_interval(self.accuracy, self.num_samples)
-
-
-@dataclass(frozen=True)
-class MeanScore:
-    """Unweighted means over languages, as shares, 0 to 1."""
-
-    num_languages: int
-    accuracy: float
-    macro_f1: float
-
-
-@dataclass(frozen=True)
-class ModelScores:
-    """One model's scores: languages it had training data for, and languages it had none for."""
-
-    model: str
-    seen: tuple[LanguageScore, ...]
-    unseen: tuple[LanguageScore, ...]
-
-    @property
-    def seen_mean(self) -> MeanScore | None:
-        """Mean over the seen languages; None where there are none."""
-        return mean_score(self.seen)
-
-    @property
-    def unseen_mean(self) -> MeanScore | None:
-        """Mean over the unseen languages; None where there are none."""
-        return mean_score(self.unseen)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scores as plain values that `json` writes and `from_dict` reads."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> ModelScores:
-        """The scores that `to_dict` wrote.
-
-        Raises:
-            ValueError: A field is missing or unknown.
-        """
-        try:
-            seen, unseen = (
-                tuple(LanguageScore(**score) for score in fields[group])
-                for group in ("seen", "unseen")
-            )
-            return cls(fields["model"], seen, unseen)
-        except (KeyError, TypeError) as error:
-            raise checks.malformed_scores(error) from error
 
 
 def predict(
@@ -183,19 +118,12 @@ def score_languages(
     scores = []
     for language in sorted(set(languages)):
         rows = languages_N == language
-        scores.append(
-            LanguageScore(
-                language,
-                num_samples=int(rows.sum()),
-                accuracy=accuracy(predicted_N[rows], true_N[rows]),
-                macro_f1=macro_f1(predicted_N[rows], true_N[rows]),
-            )
-        )
-    return ModelScores(
-        model,
-        seen=tuple(score for score in scores if score.language in seen_languages),
-        unseen=tuple(score for score in scores if score.language not in seen_languages),
-    )
+        num_samples = int(rows.sum())
+        share = accuracy(predicted_N[rows], true_N[rows])
+        values = {"accuracy": share, "macro_f1": macro_f1(predicted_N[rows], true_N[rows])}
+        interval = wilson_interval(share, num_samples)
+        scores.append(LanguageScore(language, num_samples, values, interval))
+    return grouped(model, scores, seen_languages)
 
 
 def accuracy(predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
@@ -216,17 +144,6 @@ def macro_f1(predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> f
     num_hits_C = np.bincount(hits, minlength=len(classes_C))
     num_mentions_C = np.bincount(codes, minlength=len(classes_C))  # (TP + FP) + (TP + FN)
     return float(np.mean(2 * num_hits_C / num_mentions_C))
-
-
-def mean_score(scores: Sequence[LanguageScore]) -> MeanScore | None:
-    """Mean over languages, each counted once; None where there are no languages."""
-    if not scores:
-        return None
-    return MeanScore(
-        num_languages=len(scores),
-        accuracy=fmean(score.accuracy for score in scores),
-        macro_f1=fmean(score.macro_f1 for score in scores),
-    )
 
 
 def wilson_interval(share: float, num_samples: int) -> tuple[float, float]:

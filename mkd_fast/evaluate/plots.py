@@ -1,4 +1,4 @@
-"""The plots of a run, as PNG: loss curves, accuracy for each language, parameters and size.
+"""The plots of a run, as PNG: loss curves, the task's first measure for each language, and sizes.
 
 Each function returns a matplotlib figure and touches no global state. A model has the same colour
 and marker in every plot: its place in the report decides.
@@ -22,8 +22,8 @@ from mkd_fast.evaluate.drawing import (
     marker,
     new_figure,
 )
-from mkd_fast.evaluate.metrics import LanguageScore, MeanScore, mean_score
-from mkd_fast.evaluate.report import PLOTS, ModelResult
+from mkd_fast.evaluate.report import ModelResult, plots_of
+from mkd_fast.evaluate.scores import LanguageScore, MeanScore, Measure, mean_score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,20 +43,19 @@ _MEAN_ROWS = 2.2  # height of the row of means, in rows of a language
 def write_plots(
     results: Sequence[ModelResult], metrics: Iterable[Mapping[str, Any]], folder: Path
 ) -> None:
-    """Writes loss_curves.png, accuracy.png and size.png into an existing folder.
+    """Writes the plots that `plots_of` names into an existing folder.
 
     Args:
         results: The models of the report, in its order.
         metrics: Rows as `loss_curves` takes them.
         folder: Where the files go.
     """
-    figures = {
-        "accuracy": accuracy_by_language(results),
-        "loss_curves": loss_curves(metrics, [result.scores.model for result in results]),
-        "size": parameters_and_size(results),
-    }
-    assert figures.keys() == PLOTS.keys(), "the report shows every plot"
-    for stem, figure in figures.items():
+    figures = (
+        score_by_language(results),
+        loss_curves(metrics, [result.scores.model for result in results]),
+        parameters_and_size(results),
+    )
+    for stem, figure in zip(plots_of(results[0].scores.measures), figures, strict=True):
         figure.savefig(folder / f"{stem}.png", dpi=DOTS_PER_INCH)
 
 
@@ -101,39 +100,48 @@ def loss_curves(metrics: Iterable[Mapping[str, Any]], models: Sequence[str]) -> 
     return figure
 
 
-def accuracy_by_language(results: Sequence[ModelResult]) -> Figure:
-    """A dot with its 95 % interval for each model and language, and the means, seen apart.
+def score_by_language(results: Sequence[ModelResult]) -> Figure:
+    """The task's first measure: a dot with its 95 % interval for each model and language.
 
-    Languages stand in the order of the first model's accuracy, best on top.
+    Means have a row of their own, languages seen and unseen a panel each. Languages stand in the
+    order of the first model's values, best on top.
     """
+    measure = results[0].scores.measures[0]
     groups = (
         ("Languages seen in training", [result.scores.seen for result in results]),
         ("Unseen languages", [result.scores.unseen for result in results]),
     )
     panels = [
-        (title, _languages_best_first(scores), scores) for title, scores in groups if any(scores)
+        (title, _languages_best_first(scores, measure), scores)
+        for title, scores in groups
+        if any(scores)
     ]
     row_inches = max(0.3, _LANE_INCHES * len(results))
     heights = [len(languages) + _MEAN_ROWS for _, languages, _ in panels]
     with house_style():
         figure = new_figure(7.6, 1.6 + 0.4 * len(panels) + row_inches * sum(heights))
         figure.suptitle(
-            "Test accuracy by language (bars: 95 % interval)", x=0.02, ha="left", weight="bold"
+            f"Test {measure.title} by language (bars: 95 % interval)",
+            x=0.02,
+            ha="left",
+            weight="bold",
         )
         grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
         for number, (title, languages, scores) in enumerate(panels):
             axes = figure.add_subplot(grid[number])
-            _draw_languages(axes, languages, scores)
-            _draw_means(axes, len(languages), [mean_score(of_model) for of_model in scores])
+            _draw_languages(axes, measure, languages, scores)
+            means = [mean_score(of_model) for of_model in scores]
+            _draw_means(axes, measure, len(languages), means)
             axes.set_title(title)
             axes.set_yticks([*range(len(languages)), _mean_position(len(languages))])
             axes.set_yticklabels([*languages, "mean"])
             axes.set_ylim(len(languages) - 0.5 + _MEAN_ROWS, -0.5)
-            axes.set_xlim(-2, 102)  # whole markers at 0 and 100
+            if measure.is_share:
+                axes.set_xlim(-2, 102)  # whole markers at 0 and 100
             axes.spines.left.set_visible(False)
             axes.tick_params(axis="y", length=0)
             axes.grid(visible=False, axis="y")
-            axes.set_xlabel("accuracy, %")
+            axes.set_xlabel(measure.title + ", %" * measure.is_share)
         legend_below(figure, [result.scores.model for result in results])
     return figure
 
@@ -192,28 +200,32 @@ def _smoothed(values: npt.NDArray[np.float64], num_values: int) -> npt.NDArray[n
     return smoothed
 
 
-def _languages_best_first(scores: Sequence[Sequence[LanguageScore]]) -> list[str]:
-    """Languages of all models, by the accuracy of the first model that has them."""
-    accuracy_of: dict[str, float] = {}
+def _languages_best_first(scores: Sequence[Sequence[LanguageScore]], measure: Measure) -> list[str]:
+    """Languages of all models, by the value of the first model that has them."""
+    value_of: dict[str, float] = {}
     for of_model in scores:
         for score in of_model:
-            accuracy_of.setdefault(score.language, score.accuracy)
-    return sorted(accuracy_of, key=lambda language: -accuracy_of[language])
+            value_of.setdefault(score.language, score.values[measure.name])
+    return sorted(value_of, key=value_of.__getitem__, reverse=measure.is_share)
 
 
 def _draw_languages(
-    axes: Axes, languages: Sequence[str], scores: Sequence[Sequence[LanguageScore]]
+    axes: Axes,
+    measure: Measure,
+    languages: Sequence[str],
+    scores: Sequence[Sequence[LanguageScore]],
 ) -> None:
     for row in range(0, len(languages), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="#F6F6F6", zorder=0)
     for number, of_model in enumerate(scores):
-        accuracy = np.array([100 * score.accuracy for score in of_model])
-        bounds = 100 * np.array([score.accuracy_interval for score in of_model]).reshape(-1, 2).T
+        scale = 100 if measure.is_share else 1
+        values = scale * np.array([score.values[measure.name] for score in of_model])
+        bounds = scale * np.array([score.interval for score in of_model]).reshape(-1, 2).T
         rows = [languages.index(score.language) for score in of_model]
         axes.errorbar(
-            accuracy,
+            values,
             np.array(rows) + 0.6 * _lane(number, len(scores)),
-            xerr=np.abs(bounds - accuracy),
+            xerr=np.abs(bounds - values),
             color=colour(number),
             marker=marker(number),
             markersize=5,
@@ -222,19 +234,21 @@ def _draw_languages(
         )
 
 
-def _draw_means(axes: Axes, num_languages: int, means: Sequence[MeanScore | None]) -> None:
+def _draw_means(
+    axes: Axes, measure: Measure, num_languages: int, means: Sequence[MeanScore | None]
+) -> None:
     middle = _mean_position(num_languages)
     axes.axhspan(middle - _MEAN_ROWS / 2, middle + _MEAN_ROWS / 2, color="#E9E9E9", zorder=0)
     for number, mean in enumerate(means):
         if mean is None:
             continue
-        percent = 100 * mean.accuracy
+        value = mean.values[measure.name] * (100 if measure.is_share else 1)
         row = middle + 0.85 * _MEAN_ROWS * _lane(number, len(means))
-        axes.plot(percent, row, color=colour(number), marker=marker(number), markersize=7)
-        towards_left = percent > 90
+        axes.plot(value, row, color=colour(number), marker=marker(number), markersize=7)
+        towards_left = measure.is_share and value > 90
         axes.annotate(
-            f"{percent:.1f}",
-            (percent, row),
+            f"{value:.1f}" if measure.is_share else f"{value:.3f}",
+            (value, row),
             xytext=(-8 if towards_left else 8, 0),
             textcoords="offset points",
             ha="right" if towards_left else "left",

@@ -1,9 +1,9 @@
-"""The tables of a run: accuracy and macro-F1 for each language, and one line for each model.
+"""The tables of a run: the task's measures for each language, and one line for each model.
 
 Everything shown comes from the rows of two CSV files, `languages.csv` (a row per model and
 language) and `summary.csv` (a row per model), so a table made from committed files is the table
-that the run printed. Shares are 0 to 1 in the files and per cent in the tables; a megabyte is
-10^6 bytes.
+that the run printed. The files hold every measure of the task, the tables the first two. Shares
+are 0 to 1 in the files and per cent in the tables; a megabyte is 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -18,42 +18,38 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from mkd_fast.checks import evaluate as checks
-from mkd_fast.evaluate.metrics import MeanScore, ModelScores
+from mkd_fast.evaluate.scores import TASKS, MeanScore, Measure, ModelScores, measures_of
 from mkd_fast.evaluate.tables import Table, TableRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LANGUAGE_COLUMNS = (
-    "model",
-    "language",
-    "group",
-    "num_samples",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "macro_f1",
-)
-SUMMARY_COLUMNS = (
-    "model",
-    "seen_accuracy",
-    "seen_macro_f1",
-    "unseen_accuracy",
-    "unseen_macro_f1",
-    "embedding_parameters",
-    "layer_parameters",
-    "head_parameters",
-    "size_bytes",
-    "train_seconds",
-)
-# Plots beside a report, by the stems of their files.
-PLOTS = {
-    "accuracy": "Accuracy by language",
-    "loss_curves": "Training losses",
-    "size": "Parameters and size on disk",
-}
 _NO_VALUE = "—"
+_SIZES = ("embedding_parameters", "layer_parameters", "head_parameters", "size_bytes")
 CsvRow = Mapping[str, str]
+
+
+def language_columns(measures: Sequence[Measure]) -> tuple[str, ...]:
+    """The columns of languages.csv: the first measure comes with its interval."""
+    headline, *others = (measure.name for measure in measures)
+    known = ("model", "language", "group", "num_samples")
+    return (*known, headline, f"{headline}_low", f"{headline}_high", *others)
+
+
+def summary_columns(measures: Sequence[Measure]) -> tuple[str, ...]:
+    """The columns of summary.csv: means over the seen and over the unseen languages, and sizes."""
+    means = (f"{group}_{m.name}" for group in ("seen", "unseen") for m in measures)
+    return ("model", *means, *_SIZES, "train_seconds")
+
+
+def plots_of(measures: Sequence[Measure]) -> dict[str, str]:
+    """The plots beside a report: what each shows, by the stem of its file."""
+    headline = measures[0]
+    return {
+        headline.name: f"{_capitalised(headline.title)} by language",
+        "loss_curves": "Training losses",
+        "size": "Parameters and size on disk",
+    }
 
 
 @dataclass(frozen=True)
@@ -114,14 +110,15 @@ def language_rows(results: Sequence[ModelResult]) -> list[dict[str, str]]:
     Raises:
         ValueError: Two models share a name.
     """
+    columns = language_columns(_measures(results))
     rows = []
     for scores in _named_apart(results):
         for group, languages in (("seen", scores.seen), ("unseen", scores.unseen)):
             for score in languages:
-                shares = (score.accuracy, *score.accuracy_interval, score.macro_f1)
+                headline, *others = score.values.values()
                 known = (scores.model, score.language, group, str(score.num_samples))
-                cells = (*known, *map(_share, shares))
-                rows.append(dict(zip(LANGUAGE_COLUMNS, cells, strict=True)))
+                cells = (*known, *map(_number, (headline, *score.interval, *others)))
+                rows.append(dict(zip(columns, cells, strict=True)))
     return rows
 
 
@@ -131,17 +128,19 @@ def summary_rows(results: Sequence[ModelResult]) -> list[dict[str, str]]:
     Raises:
         ValueError: Two models share a name.
     """
+    measures = _measures(results)
+    columns = summary_columns(measures)
     rows = []
     for scores, result in zip(_named_apart(results), results, strict=True):
         counts, seconds = result.parameters, result.train_seconds
         cells = (
             scores.model,
-            *_mean_shares(scores.seen_mean),
-            *_mean_shares(scores.unseen_mean),
+            *_mean_numbers(scores.seen_mean, measures),
+            *_mean_numbers(scores.unseen_mean, measures),
             *map(str, (counts.embeddings, counts.layers, counts.head, result.size_bytes)),
             "" if seconds is None else f"{seconds:.1f}",
         )
-        rows.append(dict(zip(SUMMARY_COLUMNS, cells, strict=True)))
+        rows.append(dict(zip(columns, cells, strict=True)))
     return rows
 
 
@@ -166,18 +165,20 @@ def language_table(languages: Sequence[CsvRow], summary: Sequence[CsvRow] = ()) 
                 for title, show in (("params, M", _millions), ("disk, MB", _megabytes))
             )
         )
-    return Table("Accuracy / macro-F1, %", ("language", "samples", *models), tuple(sections))
+    caption = _caption(_shown(languages[0]))
+    return Table(caption, ("language", "samples", *models), tuple(sections))
 
 
 def summary_table(summary: Sequence[CsvRow]) -> Table:
     """A row for each model: means over languages, parameters, size and training time."""
     header = ("model", "seen languages", "unseen languages", "params, M", "disk, MB")
+    shown = _shown({name.removeprefix("seen_"): value for name, value in summary[0].items()})
     rows = tuple(
         TableRow(
             (
                 row["model"],
-                _score_cell(row["seen_accuracy"], row["seen_macro_f1"]),
-                _score_cell(row["unseen_accuracy"], row["unseen_macro_f1"]),
+                _score_cell(shown, row, "seen_"),
+                _score_cell(shown, row, "unseen_"),
                 _millions(row),
                 _megabytes(row),
                 f"{float(row['train_seconds']):.0f}" if row["train_seconds"] else _NO_VALUE,
@@ -185,7 +186,7 @@ def summary_table(summary: Sequence[CsvRow]) -> Table:
         )
         for row in summary
     )
-    caption = "Accuracy / macro-F1, %: means over languages, each language counted once"
+    caption = f"{_caption(shown)}: means over languages, each language counted once"
     return Table(caption, (*header, "train, s"), (rows,))
 
 
@@ -200,10 +201,11 @@ def write_report(results: Sequence[ModelResult], folder: Path) -> None:
     The Markdown holds both tables and shows what `write_plots` puts beside it.
     """
     languages, summary = language_rows(results), summary_rows(results)
-    _write_csv(folder / "languages.csv", LANGUAGE_COLUMNS, languages)
-    _write_csv(folder / "summary.csv", SUMMARY_COLUMNS, summary)
+    measures = _measures(results)
+    _write_csv(folder / "languages.csv", language_columns(measures), languages)
+    _write_csv(folder / "summary.csv", summary_columns(measures), summary)
     tables = (summary_table(summary), language_table(languages, summary))
-    plots = "".join(f"\n![{what}]({stem}.png)\n" for stem, what in PLOTS.items())
+    plots = "".join(f"\n![{what}]({stem}.png)\n" for stem, what in plots_of(measures).items())
     markdown = "\n".join(table.to_markdown() for table in tables) + plots
     (folder / "report.md").write_text(markdown, encoding="utf-8")
 
@@ -216,8 +218,12 @@ def markdown_from_csv(path: Path) -> str:
         OSError: The file cannot be read.
     """
     tables: dict[tuple[str, ...], Callable[[list[dict[str, str]]], Table]] = {
-        LANGUAGE_COLUMNS: language_table,
-        SUMMARY_COLUMNS: summary_table,
+        columns_of(measures): table
+        for measures in TASKS
+        for columns_of, table in (
+            (language_columns, language_table),
+            (summary_columns, summary_table),
+        )
     }
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
@@ -234,18 +240,21 @@ def _named_apart(results: Sequence[ModelResult]) -> list[ModelScores]:
     return [result.scores for result in results]
 
 
+def _measures(results: Sequence[ModelResult]) -> tuple[Measure, ...]:
+    return results[0].scores.measures
+
+
 def _group_section(
     title: str, rows: Sequence[CsvRow], models: Sequence[str]
 ) -> tuple[TableRow, ...]:
     languages = list(dict.fromkeys(row["language"] for row in rows))
     found = {(row["model"], row["language"]): row for row in rows}
+    shown = _shown(rows[0])
     num_samples = {row["language"]: row["num_samples"] for row in rows}
     lines = [TableRow((title, *("" for _ in range(len(models) + 1))), strong=True)]
     for language in languages:
         of_models = (found.get((model, language)) for model in models)
-        cells = (
-            _score_cell(row["accuracy"], row["macro_f1"]) if row else _NO_VALUE for row in of_models
-        )
+        cells = (_score_cell(shown, row) if row else _NO_VALUE for row in of_models)
         lines.append(TableRow((language, num_samples[language], *cells)))
     means = (_mean_cell([row for row in rows if row["model"] == model]) for model in models)
     lines.append(TableRow((f"mean of {len(languages)}", "", *means), strong=True))
@@ -255,29 +264,44 @@ def _group_section(
 def _mean_cell(rows: Sequence[CsvRow]) -> str:
     if not rows:
         return _NO_VALUE
-    accuracy, macro_f1 = (
-        fmean(float(row[key]) for row in rows) for key in ("accuracy", "macro_f1")
-    )
-    return _score_cell(_share(accuracy), _share(macro_f1))
+    shown = _shown(rows[0])
+    return _score_cell(shown, {m.name: str(fmean(float(r[m.name]) for r in rows)) for m in shown})
 
 
-def _mean_shares(mean: MeanScore | None) -> tuple[str, str]:
-    return (_share(mean.accuracy), _share(mean.macro_f1)) if mean else ("", "")
+def _mean_numbers(mean: MeanScore | None, measures: Sequence[Measure]) -> Iterable[str]:
+    return ("" if mean is None else _number(mean.values[m.name]) for m in measures)
 
 
-def _share(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.6f}"
 
 
-def _score_cell(accuracy: str, macro_f1: str) -> str:
-    if not accuracy:
+def _shown(row: CsvRow) -> tuple[Measure, ...]:
+    """The measures that tables show of those in a row."""
+    return measures_of(row)[:2]
+
+
+def _caption(shown: Sequence[Measure]) -> str:
+    titles = " / ".join(measure.title for measure in shown)
+    return _capitalised(titles) + ", %" * shown[0].is_share
+
+
+def _capitalised(title: str) -> str:
+    return title[0].upper() + title[1:]
+
+
+def _score_cell(shown: Sequence[Measure], row: CsvRow, group: str = "") -> str:
+    values = [row[group + measure.name] for measure in shown]
+    if not all(values):
         return _NO_VALUE
-    return f"{100 * float(accuracy):.1f} / {100 * float(macro_f1):.1f}"
+    return " / ".join(
+        f"{100 * float(value):.1f}" if measure.is_share else f"{float(value):.3f}"
+        for measure, value in zip(shown, values, strict=True)
+    )
 
 
 def _millions(row: CsvRow) -> str:
-    parts = ("embedding_parameters", "layer_parameters", "head_parameters")
-    return f"{sum(int(row[part]) for part in parts) / 1e6:.1f}"
+    return f"{sum(int(row[part]) for part in _SIZES[:3]) / 1e6:.1f}"
 
 
 def _megabytes(row: CsvRow) -> str:

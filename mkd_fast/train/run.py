@@ -18,8 +18,9 @@ from mkd_fast.checks import train as checks
 from mkd_fast.data import TokenisedText, tokenise
 from mkd_fast.data.batches import Batch, collate, evaluation_batches
 from mkd_fast.environment import environment
-from mkd_fast.evaluate.metrics import ModelScores, predict, score_languages
+from mkd_fast.evaluate.metrics import predict, score_languages
 from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
+from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.files import read_json, write_atomically, write_json
 from mkd_fast.losses import LossSpec
 from mkd_fast.student import check_same_splits, copy_with_report, scratch_like, used_token_ids

@@ -1,12 +1,19 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from mkd_fast.evaluate.metrics import LanguageScore, ModelScores
+from mkd_fast.evaluate.metrics import wilson_interval
 from mkd_fast.evaluate.report import ModelResult, ParameterCounts
+from mkd_fast.evaluate.scores import LanguageScore, ModelScores
 
 SEEN = ("en", "de", "es", "ru", "zh-CN")
 UNSEEN = ("fr", "it", "nl", "pl", "ro", "hu", "el", "th", "ko")
+
+
+def classified(language: str, num_samples: int, accuracy: float) -> LanguageScore:
+    values = {"accuracy": accuracy, "macro_f1": accuracy / 2}
+    return LanguageScore(language, num_samples, values, wilson_interval(accuracy, num_samples))
 
 
 @pytest.fixture
@@ -24,8 +31,8 @@ def make_result() -> Callable[..., ModelResult]:
     ) -> ModelResult:
         scores = ModelScores(
             model,
-            tuple(LanguageScore(name, 200, seen_accuracy, seen_accuracy / 2) for name in seen),
-            tuple(LanguageScore(name, 80, unseen_accuracy, unseen_accuracy / 2) for name in unseen),
+            tuple(classified(name, 200, seen_accuracy) for name in seen),
+            tuple(classified(name, 80, unseen_accuracy) for name in unseen),
         )
         counts = ParameterCounts(embeddings=7_000_000, layers=10_600_000, head=40_000)
         return ModelResult(scores, counts, size_bytes=72_340_000, train_seconds=train_seconds)
@@ -41,3 +48,11 @@ def four_results(make_result: Callable[..., ModelResult]) -> list[ModelResult]:
         make_result("trained student", 1.0, 0.49),
         make_result("scratch", 0.75, 0.14),
     ]
+
+
+@pytest.fixture
+def tagged_result(make_result: Callable[..., ModelResult]) -> ModelResult:
+    """One model's result on a task of token classification."""
+    values = {"span_f1": 0.7, "token_accuracy": 0.95, "span_precision": 0.8, "span_recall": 0.62}
+    score = LanguageScore("da", 40, values, (0.65, 0.75))
+    return replace(make_result("tagger"), scores=ModelScores("tagger", (score,), ()))

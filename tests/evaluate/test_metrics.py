@@ -1,4 +1,3 @@
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -12,15 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mkd_fast.evaluate.metrics import (
-    LanguageScore,
-    ModelScores,
-    macro_f1,
-    mean_score,
-    predict,
-    score_languages,
-    wilson_interval,
-)
+from mkd_fast.evaluate.metrics import macro_f1, predict, score_languages, wilson_interval
+from mkd_fast.evaluate.scores import LanguageScore, ModelScores
 
 EPS = np.finfo(np.float64).eps
 
@@ -104,55 +96,16 @@ def test_languages_are_scored_apart_and_grouped() -> None:
         languages=["en", "en", "en", "en", "de", "th"],
         seen_languages=["en", "de", "fr"],
     )
+    of_en = {"accuracy": 0.75, "macro_f1": scores.seen[1].values["macro_f1"]}
     assert scores == ModelScores(
         "teacher",
         seen=(
-            LanguageScore("de", num_samples=1, accuracy=1.0, macro_f1=1.0),
-            LanguageScore("en", num_samples=4, accuracy=0.75, macro_f1=scores.seen[1].macro_f1),
+            LanguageScore("de", 1, {"accuracy": 1.0, "macro_f1": 1.0}, wilson_interval(1, 1)),
+            LanguageScore("en", 4, of_en, wilson_interval(0.75, 4)),
         ),
-        unseen=(LanguageScore("th", num_samples=1, accuracy=0.0, macro_f1=0.0),),
+        unseen=(LanguageScore("th", 1, {"accuracy": 0.0, "macro_f1": 0.0}, wilson_interval(0, 1)),),
     )
-    assert scores.seen[1].macro_f1 == pytest.approx(11 / 15, rel=4 * EPS)
-    assert scores.seen[1].accuracy_interval == wilson_interval(0.75, 4)
-
-
-def test_a_mean_counts_each_language_once() -> None:
-    mean = mean_score([LanguageScore("en", 999, 1.0, 0.5), LanguageScore("de", 1, 0.0, 0.25)])
-    assert mean is not None
-    assert (mean.num_languages, mean.accuracy, mean.macro_f1) == (2, 0.5, 0.375)
-
-
-def test_a_group_without_languages_has_no_mean() -> None:
-    scores = score_languages("teacher", [1], [1], ["en"], seen_languages=["en"])
-    assert scores.unseen == ()
-    assert scores.unseen_mean is None
-    assert scores.seen_mean is not None
-
-
-def test_scores_survive_json() -> None:
-    scores = score_languages(
-        "trained", [0, 1, 1], [0, 0, 1], ["en", "en", "zh-CN"], seen_languages=["en"]
-    )
-    assert ModelScores.from_dict(json.loads(json.dumps(scores.to_dict()))) == scores
-
-
-@pytest.mark.parametrize(
-    ("fields", "fault"),
-    [
-        pytest.param({"model": "x", "seen": []}, "KeyError: 'unseen'", id="field missing"),
-        pytest.param(
-            {"model": "x", "seen": [{"language": "en", "f2": 1.0}], "unseen": []},
-            "unexpected keyword argument 'f2'",
-            id="field unknown",
-        ),
-        pytest.param([], "TypeError: list indices must be", id="another kind of JSON"),
-    ],
-)
-def test_malformed_scores_are_refused(fields: dict[str, object], fault: str) -> None:
-    expected = "^ModelScores.from_dict: scores must have the fields model, seen and unseen .*got .*"
-    with pytest.raises(ValueError, match=expected + re.escape(fault)) as error:
-        ModelScores.from_dict(fields)
-    assert str(error.value).endswith("Delete the scores file and evaluate again.")
+    assert of_en["macro_f1"] == pytest.approx(11 / 15, rel=4 * EPS)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from mkd_fast.evaluate.plots import (
-    accuracy_by_language,
     loss_curves,
     parameters_and_size,
+    score_by_language,
     write_plots,
 )
 from mkd_fast.evaluate.report import ModelResult
@@ -114,7 +114,7 @@ def test_no_metrics_is_an_empty_figure() -> None:
 
 
 def test_each_model_and_language_has_its_dot(four_results: list[ModelResult]) -> None:
-    figure = accuracy_by_language(four_results)
+    figure = score_by_language(four_results)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "Languages seen in training",
         "Unseen languages",
@@ -134,7 +134,7 @@ def test_dots_stand_in_the_row_of_their_language(make_result: MakeResult) -> Non
         type(best.scores)(model, seen=languages, unseen=()) for model in ("teacher", "student")
     ]
     results = [ModelResult(score, best.parameters, 1, None) for score in scores]
-    (axes,) = accuracy_by_language(results).axes
+    (axes,) = score_by_language(results).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["th", "en", "mean"]
     for container in axes.containers:
         accuracies, rows = container.lines[0].get_data()
@@ -145,8 +145,19 @@ def test_dots_stand_in_the_row_of_their_language(make_result: MakeResult) -> Non
 def test_a_model_keeps_its_colour_across_plots(four_results: list[ModelResult]) -> None:
     names = [result.scores.model for result in four_results]
     curves = loss_curves([row("scratch", 1, loss=1.0)], names).axes[0].lines
-    dots = accuracy_by_language(four_results).axes[0].containers[names.index("scratch")]
+    dots = score_by_language(four_results).axes[0].containers[names.index("scratch")]
     assert to_hex(curves[1].get_color()) == to_hex(dots.lines[0].get_color())
+
+
+def test_another_task_shows_its_own_measure(tagged_result: ModelResult, tmp_path: Path) -> None:
+    figure = score_by_language([tagged_result])
+    (axes,) = figure.axes
+    assert figure.get_suptitle() == "Test span F1 by language (bars: 95 % interval)"
+    assert axes.get_xlabel() == "span F1, %"
+    ((percent, _),) = axes.containers[0].lines[0].get_xydata()
+    assert percent == pytest.approx(70)
+    write_plots([tagged_result], [], tmp_path)
+    assert (tmp_path / "span_f1.png").exists()
 
 
 # --- size ---

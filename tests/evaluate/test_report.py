@@ -11,20 +11,21 @@ from transformers import BertConfig, BertForSequenceClassification
 from mkd_fast.evaluate.metrics import wilson_interval
 from mkd_fast.evaluate.plots import write_plots
 from mkd_fast.evaluate.report import (
-    LANGUAGE_COLUMNS,
-    SUMMARY_COLUMNS,
     ModelResult,
     ParameterCounts,
     count_parameters,
     folder_size_bytes,
+    language_columns,
     language_rows,
     language_table,
     markdown_from_csv,
     results_table,
+    summary_columns,
     summary_rows,
     summary_table,
     write_report,
 )
+from mkd_fast.evaluate.scores import SEQUENCE_CLASSIFICATION
 from mkd_fast.evaluate.tables import Table, TableRow
 
 MakeResult = Callable[..., ModelResult]
@@ -39,7 +40,7 @@ def test_files_have_their_columns_and_a_row_for_each_case(
     write_report(four_results, tmp_path)
     with (tmp_path / "languages.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
-    assert tuple(header) == LANGUAGE_COLUMNS
+    assert tuple(header) == language_columns(SEQUENCE_CLASSIFICATION)
     assert len(rows) == 4 * 14
     low, high = wilson_interval(0.86, 200)
     assert rows[0] == [
@@ -48,7 +49,7 @@ def test_files_have_their_columns_and_a_row_for_each_case(
     ]
     with (tmp_path / "summary.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
-    assert tuple(header) == SUMMARY_COLUMNS
+    assert tuple(header) == summary_columns(SEQUENCE_CLASSIFICATION)
     assert [row[0] for row in rows] == [result.scores.model for result in four_results]
     assert rows[0][1:5] == ["0.860000", "0.430000", "0.655000", "0.327500"]
     assert rows[0][5:] == ["7000000", "10600000", "40000", "72340000", "61.2"]
@@ -72,6 +73,37 @@ def test_markdown_from_the_files_is_the_run_s(
     of_languages = language_table(language_rows(four_results)).to_markdown()
     assert markdown_from_csv(tmp_path / "languages.csv") == of_languages
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith(of_summary)
+
+
+def test_columns_of_a_classifier_are_those_of_committed_files() -> None:
+    assert language_columns(SEQUENCE_CLASSIFICATION) == (
+        *("model", "language", "group", "num_samples"),
+        *("accuracy", "accuracy_low", "accuracy_high", "macro_f1"),
+    )
+    assert summary_columns(SEQUENCE_CLASSIFICATION)[1:5] == (
+        *("seen_accuracy", "seen_macro_f1"),
+        *("unseen_accuracy", "unseen_macro_f1"),
+    )
+
+
+def test_another_task_has_its_own_measures(tagged_result: ModelResult, tmp_path: Path) -> None:
+    write_report([tagged_result], tmp_path)
+    with (tmp_path / "languages.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row == {
+        **{"model": "tagger", "language": "da", "group": "seen", "num_samples": "40"},
+        **{"span_f1": "0.700000", "span_f1_low": "0.650000", "span_f1_high": "0.750000"},
+        **{"token_accuracy": "0.950000", "span_precision": "0.800000", "span_recall": "0.620000"},
+    }
+    lines = markdown_from_csv(tmp_path / "languages.csv").splitlines()
+    assert lines[0] == "Span F1 / token accuracy, %"
+    assert "| da | 40 | 70.0 / 95.0 |" in lines
+    lines = markdown_from_csv(tmp_path / "summary.csv").splitlines()
+    assert (
+        lines[0] == "Span F1 / token accuracy, %: means over languages, each language counted once"
+    )
+    assert lines[-1] == "| tagger | 70.0 / 95.0 | — | 17.6 | 72.3 | 61 |"
+    assert "![Span F1 by language](span_f1.png)" in (tmp_path / "report.md").read_text()
 
 
 def test_another_csv_is_refused(tmp_path: Path) -> None:
