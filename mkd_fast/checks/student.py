@@ -105,6 +105,26 @@ def teacher_tensors_left(names: Sequence[str]) -> ValueError:
     )
 
 
+def calibration_batch_incomplete(function: str, kind: str) -> TypeError:
+    """A calibration batch that a model cannot be run on."""
+    return type_error(
+        function,
+        "a batch of calibration must have input_ids and attention_mask",
+        f"{kind} without them",
+        "Pass what a tokenizer returns with padding=True, return_tensors='pt'.",
+    )
+
+
+def nothing_to_calibrate_on(function: str) -> ValueError:
+    """Calibration text without a token."""
+    return value_error(
+        function,
+        "calibration must hold at least one token that its attention_mask counts",
+        "none",
+        "A generator is used up by its first use: pass a list.",
+    )
+
+
 def bad_keep_token_ids(ids: Sequence[int], num_tokens: int) -> ValueError:
     """Ids that are none, outside the vocabulary or repeated."""
     outside = [token_id for token_id in ids if not 0 <= token_id < num_tokens]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mkd_fast.checks import teacher as checks
+from mkd_fast.evaluating import evaluating
 from mkd_fast.teacher.cache.fingerprint import token_hashes
 from mkd_fast.teacher.cache.kinds import HIDDEN
 from mkd_fast.teacher.cache.manifest import Outputs, Plan
@@ -140,7 +141,7 @@ class ResidentTeacher:
         """What it says about each batch."""
         into_head: list[Tensor] = []
         needs_logits = self._plan.keep != (HIDDEN,)
-        with _teaching(self._model), self._watching_head(into_head, needs_logits):
+        with evaluating(self._model), self._watching_head(into_head, needs_logits):
             for batch in batches:
                 outputs = self._outputs(batch)
                 last_hidden = into_head.pop() if self._head is not None else None
@@ -176,23 +177,6 @@ class ResidentTeacher:
         finally:
             hook.remove()
             head.__dict__.pop("forward", None)
-
-
-@contextmanager
-def _teaching(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without a key-value cache, and everything as it was afterwards."""
-    was_training = model.training
-    config: Any = getattr(model, "config", None)
-    used_cache = getattr(config, "use_cache", None)
-    model.eval()
-    if used_cache is not None:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        if used_cache is not None:
-            config.use_cache = used_cache
 
 
 class StreamedRunner:
