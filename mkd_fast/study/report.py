@@ -1,0 +1,136 @@
+"""A study's report: its questions answered in words, tables and figures, from its rows alone."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkd_fast.evaluate.tables import Table, TableRow
+from mkd_fast.files import make_folder, writing_into
+from mkd_fast.study import figures, page, summaries
+from mkd_fast.study.page import Block, Heading, Picture, Prose
+from mkd_fast.study.questions import Answer, ask
+from mkd_fast.study.resampling import NUM_RESAMPLES, Resampling
+from mkd_fast.study.results import SEEN, UNSEEN, StudyResults, read_results
+from mkd_fast.study.summaries import NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RAW = ("cells.jsonl", "probes.jsonl", "teacher.json", "groups.json", "study.json")
+# Of the authors' model cards: XLM-R base on MASSIVE, 52 languages, 12 -> 6 layers.
+PUBLISHED = (
+    ("teacher", "84.4", "81.9"),
+    ("copied from the fine-tuned teacher, labels only", "83.7", "81.1"),
+    ("scratch, distilled (4 seeds)", "82.6-82.8", "80.2-80.4"),
+    ("scratch, labels only (3 runs)", "80.4-80.6", "77.3-77.4"),
+)
+
+
+def write_report(folder: Path, out: Path) -> None:
+    """Make report.md, index.html and the figures from a study's folder.
+
+    Args:
+        folder: what ``mkd-fast study`` wrote.
+        out: where the report goes; the raw rows are copied beside it where that is elsewhere.
+
+    Raises:
+        ValueError: there is nothing to report, or rows of another version.
+        OSError: a file cannot be read or written.
+    """
+    results = read_results(folder)
+    blocks = tuple(report(results))
+    title = f"Privileged students: {results.name}"
+    make_folder(out)
+    with writing_into(out):
+        for block in blocks:
+            if isinstance(block, Picture):
+                (out / f"{block.stem}.svg").write_text(block.svg, encoding="utf-8")
+        (out / "report.md").write_text(page.to_markdown(title, blocks), encoding="utf-8")
+        (out / "index.html").write_text(page.to_html(title, blocks), encoding="utf-8")
+        for name in RAW:
+            if (folder / name).exists() and folder.resolve() != out.resolve():
+                shutil.copyfile(folder / name, out / name)
+
+
+def report(results: StudyResults) -> Iterator[Block]:
+    """Everything, in the order in which it is read."""
+    answers = ask(results, Resampling(results))
+    objective = "kl" if "kl" in results.present("objective") else results.present("objective")[0]
+    fraction, num_layers = results.present("fraction")[0], results.present("num_layers")[0]
+    yield Prose(_what_was_run(results))
+    yield Heading("What it says")
+    yield Prose(items=tuple(_verdicts(answers)))
+    yield Heading("Surprises")
+    yield Prose("What came out on the other side of what was expected, or was not shown:")
+    surprises = tuple(_verdicts([answer for answer in answers if answer.is_surprise]))
+    yield Prose(items=surprises or ("nothing.",))
+    yield Heading("Is copying worth more than distilling?")
+    yield summaries.overview(results, fraction)
+    yield _picture("heat_map", "Score by start and objective", figures.heat_map(results, fraction))
+    yield Heading("How fast does each start learn?")
+    yield summaries.speed(results, objective, num_layers)
+    curves = figures.learning_curves(results, objective, num_layers)
+    yield _picture("learning_curves", "Development score by step", curves)
+    yield Heading("What is kept in unseen languages?")
+    yield summaries.by_language(results, objective, fraction, num_layers)
+    yield Heading("What is left with little text?")
+    for layers in results.present("num_layers"):
+        yield summaries.by_fraction(results, objective, layers)
+    curves = figures.data_curves(results, objective, num_layers)
+    yield _picture("data_curves", "Score by share of the text", curves)
+    if len(results.present("depth")) > 1:
+        yield Heading("Which layers to copy?")
+        for some in results.present("fraction"):
+            yield summaries.by_depth(results, objective, some)
+    yield Heading("Size against quality")
+    size = figures.size_and_quality(results, objective, fraction)
+    yield _picture("size", "Parameters against the score", size)
+    yield Heading("All comparisons")
+    yield Prose(
+        "Intervals and p-values come from test examples (whole templates, where examples are made"
+        f" of them) and seeds, resampled {NUM_RESAMPLES:,} times, crossed and paired; languages and"
+        " models stay as they are. p-values are two-sided and adjusted for all rows (Holm)."
+    )
+    yield summaries.answers(answers)
+    yield Heading("Learning rates")
+    yield Prose("Chosen for each start and objective on development text of the seen languages.")
+    yield summaries.learning_rates(results)
+    yield Heading("Published figures")
+    yield Prose(
+        "Another task and another teacher, so to be compared in kind only: XLM-R base on MASSIVE,"
+        " 52 languages, half depth, from the authors' model cards (arXiv 2406.16524)."
+    )
+    rows = tuple(TableRow(row) for row in PUBLISHED)
+    yield Table("Accuracy / macro-F1, %", ("run", "accuracy", "macro-F1"), (rows,))
+
+
+def _what_was_run(results: StudyResults) -> str:
+    teacher = results.teacher
+    scores = ", ".join(
+        f"{100 * teacher.score(languages):.1f} % in {len(languages)} {group} languages"
+        for group in (SEEN, UNSEEN)
+        if (languages := results.languages(group))
+    )
+    done, planned = len(results.cells), results.num_planned
+    state = f"All {planned} cells" if done == planned else f"{done} of {planned} cells so far"
+    failed = f", {results.num_failed} of them failed," if results.num_failed else ""
+    hours = sum(cell.seconds for cell in results.cells) / 3600
+    return (
+        f"{results.task.replace('_', ' ').capitalize()}, scored by {NAMES[results.metric]}. The"
+        f" fine-tuned teacher has {teacher.parameters / 1e6:.1f} million parameters and scores"
+        f" {scores}. {state}{failed}"
+        f" with {len(results.seeds)} seeds are in this report; they trained for {hours:.1f} hours."
+    )
+
+
+def _verdicts(answers: Sequence[Answer]) -> Iterator[str]:
+    """One line a comparison, both groups of languages in it."""
+    whats = list(dict.fromkeys(answer.what for answer in answers))
+    for what in whats:
+        found = "; ".join(answer.sentence() for answer in answers if answer.what == what)
+        yield f"{what}: {found}."
+
+
+def _picture(stem: str, what: str, figure: "Figure") -> Picture:
+    return Picture(stem, what, figures.to_svg(figure))

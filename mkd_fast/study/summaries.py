@@ -1,0 +1,240 @@
+"""The tables of a study's report. Scores are means over languages and seeds, in per cent."""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, median, stdev
+
+from mkd_fast.evaluate.tables import Table, TableRow
+from mkd_fast.study.questions import DEPTH, Answer
+from mkd_fast.study.results import SEEN, UNSEEN, Arm, Cell, StudyResults
+
+NO_VALUE = "—"
+GOOD_SHARE = 0.9  # of the teacher's development score: how fast a student learns
+NAMES = {
+    "scratch": "scratch",
+    "embeddings": "embeddings copied",
+    "pretrained": "copied, pretrained model",
+    "finetuned": "copied, fine-tuned teacher",
+    "labels": "labels only",
+    "logit_mse": "logit MSE",
+    "kl": "KL",
+    "kl_hidden": "KL + hidden",
+    "hidden": "hidden only",
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "span_f1": "span F1",
+}
+
+
+def overview(results: StudyResults, fraction: float) -> Table:
+    """A row for each start and objective; seen / unseen, for each number of layers."""
+    depths = results.present("num_layers")
+    sections = tuple(
+        tuple(
+            TableRow(
+                (
+                    f"{NAMES[start]}, {NAMES[objective]}",
+                    *(
+                        _both(results, Arm(start, DEPTH, objective, fraction, layers))
+                        for layers in depths
+                    ),
+                )
+            )
+            for objective in results.present("objective")
+            if any(
+                Arm(start, DEPTH, objective, fraction, layers) in results.by_arm
+                for layers in depths
+            )
+        )
+        for start in results.present("start")
+    )
+    teacher = TableRow(("teacher", *(_of_teacher(results) for _ in depths)), strong=True)
+    header = (f"start, objective ({fraction:.0%} of the text)", *(f"{n} layers" for n in depths))
+    return Table(_caption(results), header, ((teacher,), *sections))
+
+
+def by_fraction(results: StudyResults, objective: str, num_layers: int) -> Table:
+    """A row for each start, a column for each share of the text, and what is left at the least."""
+    fractions = results.present("fraction")
+    rows = []
+    for start in results.present("start"):
+        arms = [Arm(start, DEPTH, objective, fraction, num_layers) for fraction in fractions]
+        left = _left(results, arms[0], arms[-1])
+        rows.append(TableRow((NAMES[start], *(_both(results, arm) for arm in arms), left)))
+    header = (
+        f"start ({NAMES[objective]}, {num_layers} layers)",
+        *(f"{fraction:.0%} of the text" for fraction in fractions),
+        f"left at {fractions[-1]:.0%}",
+    )
+    return Table(_caption(results), header, (tuple(rows),))
+
+
+def by_depth(results: StudyResults, objective: str, fraction: float) -> Table:
+    """A row for each choice of layers, for copies of the fine-tuned teacher."""
+    depths = results.present("num_layers")
+    rows = []
+    for depth in results.present("depth"):
+        arms = [Arm("finetuned", depth, objective, fraction, layers) for layers in depths]
+        layers = (_layers(results, arm) for arm in arms)
+        cells = [
+            cell for arm, of in zip(arms, layers, strict=True) for cell in (of, _both(results, arm))
+        ]
+        rows.append(TableRow((depth, *cells)))
+    header = [title for n in depths for title in (f"which {n}", f"{n} layers")]
+    what = f"layers ({NAMES[objective]}, {fraction:.0%} of the text)"
+    return Table(_caption(results), (what, *header), (tuple(rows),))
+
+
+def speed(results: StudyResults, objective: str, num_layers: int) -> Table:
+    """Steps to 90 % of the teacher's development score, the median of the seeds that got there."""
+    target = GOOD_SHARE * results.teacher.dev
+    fractions = results.present("fraction")
+
+    def cell(start: str, fraction: float) -> str:
+        cells = _cells(results, Arm(start, DEPTH, objective, fraction, num_layers))
+        steps = [found for one in cells if (found := one.steps_to(target)) is not None]
+        if not cells:
+            return NO_VALUE
+        never = (
+            f" ({len(cells) - len(steps)} of {len(cells)} never)" if len(steps) < len(cells) else ""
+        )
+        return f"{median(steps):.0f} of {cells[0].steps}{never}" if steps else "never"
+
+    rows = tuple(
+        TableRow((NAMES[start], *(cell(start, fraction) for fraction in fractions)))
+        for start in results.present("start")
+    )
+    caption = (
+        f"Optimizer steps to {100 * target:.1f} %, 90 % of the teacher's score in seen languages"
+    )
+    what = f"start ({NAMES[objective]}, {num_layers} layers)"
+    header = (what, *(f"{fraction:.0%} of the text" for fraction in fractions))
+    return Table(caption, header, (rows,))
+
+
+def by_language(results: StudyResults, objective: str, fraction: float, num_layers: int) -> Table:
+    """A row for each language, a column for each start."""
+    starts = [
+        start
+        for start in results.present("start")
+        if Arm(start, DEPTH, objective, fraction, num_layers) in results.by_arm
+    ]
+
+    def score(start: str, languages: Sequence[str]) -> str:
+        cells = _cells(results, Arm(start, DEPTH, objective, fraction, num_layers))
+        return _spread([cell.score(languages) for cell in cells])
+
+    def row(name: str, languages: Sequence[str], *, strong: bool = False) -> TableRow:
+        teacher = f"{100 * results.teacher.score(languages):.1f}"
+        return TableRow((name, teacher, *(score(start, languages) for start in starts)), strong)
+
+    sections = []
+    for group in (SEEN, UNSEEN):
+        if languages := results.languages(group):
+            mean = row(f"mean of {len(languages)} {group}", languages, strong=True)
+            sections.append((*(row(language, [language]) for language in languages), mean))
+    what = f"language ({NAMES[objective]}, {fraction:.0%}, {num_layers} layers)"
+    header = (what, "teacher", *(NAMES[start] for start in starts))
+    return Table(f"{NAMES[results.metric].capitalize()}, %", header, tuple(sections))
+
+
+def answers(found: Sequence[Answer]) -> Table:
+    """Every comparison with its interval, p-value and what was expected."""
+    expectation = {1: "better", -1: "worse", 0: ""}
+    rows = tuple(
+        TableRow(
+            (
+                answer.what,
+                answer.group,
+                f"{100 * answer.found.value:+.1f}",
+                f"{100 * answer.found.low:+.1f} to {100 * answer.found.high:+.1f}",
+                f"{answer.adjusted_p:.2g}",
+                str(answer.found.num_pairs),
+                expectation[answer.expected],
+                "surprise" if answer.is_surprise else "",
+            )
+        )
+        for answer in found
+    )
+    header = (
+        "comparison",
+        "languages",
+        "points",
+        "95 % interval",
+        "p (Holm)",
+        "pairs",
+        "expected",
+        "",
+    )
+    return Table("Mean differences over pairs of arms that differ in nothing else", header, (rows,))
+
+
+def learning_rates(results: StudyResults) -> Table:
+    """The rate that development text of the seen languages chose, by start and objective."""
+    objectives = results.present("objective")
+
+    def rates(start: str, objective: str) -> str:
+        found = {
+            cell.learning_rate
+            for arm, cells in results.by_arm.items()
+            for cell in cells.values()
+            if (arm.start, arm.objective) == (start, objective)
+        }
+        return " ".join(f"{rate:.0e}" for rate in sorted(found)) or NO_VALUE
+
+    rows = tuple(
+        TableRow((NAMES[start], *(rates(start, objective) for objective in objectives)))
+        for start in results.present("start")
+    )
+    return Table("Peak learning rates", ("start", *(NAMES[name] for name in objectives)), (rows,))
+
+
+def _caption(results: StudyResults) -> str:
+    metric = NAMES[results.metric].capitalize()
+    return (
+        f"{metric} in seen / unseen languages, %: mean of {len(results.seeds)} seeds ± their spread"
+    )
+
+
+def _cells(results: StudyResults, arm: Arm) -> list[Cell]:
+    return list(results.by_arm.get(arm, {}).values())
+
+
+def _both(results: StudyResults, arm: Arm) -> str:
+    cells = _cells(results, arm)
+    if not cells:
+        return NO_VALUE
+    return " / ".join(
+        _of_groups(results, lambda languages: _spread([c.score(languages) for c in cells]))
+    )
+
+
+def _of_teacher(results: StudyResults) -> str:
+    return " / ".join(_of_groups(results, lambda some: f"{100 * results.teacher.score(some):.1f}"))
+
+
+def _of_groups(results: StudyResults, show: Callable[[Sequence[str]], str]) -> list[str]:
+    groups = (results.languages(group) for group in (SEEN, UNSEEN))
+    return [show(languages) for languages in groups if languages]
+
+
+def _spread(scores: Sequence[float]) -> str:
+    mean = f"{100 * fmean(scores):.1f}"
+    return f"{mean} ± {100 * stdev(scores):.1f}" if len(scores) > 1 else mean
+
+
+def _left(results: StudyResults, most: Arm, least: Arm) -> str:
+    """What share of its score with all text a start keeps with the least."""
+    all_text, little = _cells(results, most), _cells(results, least)
+    if not all_text or not little:
+        return NO_VALUE
+
+    def share(languages: Sequence[str]) -> str:
+        kept = fmean(cell.score(languages) for cell in little)
+        return f"{kept / fmean(cell.score(languages) for cell in all_text):.0%}"
+
+    return " / ".join(_of_groups(results, share))
+
+
+def _layers(results: StudyResults, arm: Arm) -> str:
+    cells = _cells(results, arm)
+    return " ".join(map(str, cells[0].layers)) if cells else NO_VALUE

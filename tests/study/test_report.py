@@ -1,0 +1,127 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_rows import arm, write_study
+
+from mkd_fast.study import summaries
+from mkd_fast.study.questions import ask, questions
+from mkd_fast.study.report import write_report
+from mkd_fast.study.resampling import Resampling
+from mkd_fast.study.results import Arm, StudyResults, read_results
+
+GRID = [
+    arm(start=start, objective=objective, fraction=fraction, num_layers=num_layers)
+    for start in ("scratch", "embeddings", "pretrained", "finetuned")
+    for objective in ("labels", "logit_mse", "kl", "kl_hidden", "hidden")
+    for fraction in (1.0, 0.01)
+    for num_layers in (6, 3)
+]
+DEPTHS = [arm(depth=depth, fraction=f) for depth in ("first", "last") for f in (1.0, 0.01)]
+GAIN = {"scratch": 0.0, "embeddings": 0.1, "pretrained": 0.25, "finetuned": 0.35}
+
+
+def quality(fields: Any, language: str) -> float:
+    """Copies are better; KL is worse than labels, which nobody expects."""
+    gain = GAIN[fields["start"]] + (0.0 if fields["objective"] == "kl" else 0.06)
+    return 0.4 + gain - 0.1 * (fields["depth"] == "first")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder, GRID + DEPTHS, quality)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> StudyResults:
+    return read_results(folder)
+
+
+def test_the_arms_of_a_pair_differ_in_one_thing(results: StudyResults) -> None:
+    against = "copied and trained on labels alone, against scratch and distilled (KL)"
+    for question in questions(results):
+        assert question.pairs, question.what
+        for ours, theirs in question.pairs:
+            differing = [
+                n for n in Arm.__dataclass_fields__ if getattr(ours, n) != getattr(theirs, n)
+            ]
+            assert len(differing) == (2 if question.what == against else 1), question.what
+
+
+def test_answers_find_what_was_put_in(results: StudyResults) -> None:
+    answers = {(a.what, a.group): a for a in ask(results, Resampling(results))}
+    copied = answers["copied from the fine-tuned teacher, instead of scratch", "unseen"]
+    assert copied.is_sure
+    assert copied.found.low < GAIN["finetuned"] < copied.found.high
+    assert not copied.is_surprise
+    distilled = answers["distilling (KL) instead of labels, from any start", "seen"]
+    assert distilled.found.value < 0
+    assert distilled.is_surprise
+    assert answers["layers by first instead of stride, copied", "seen"].found.value < 0
+
+
+def test_what_was_expected_and_not_shown_is_a_surprise(results: StudyResults) -> None:
+    answer = ask(results, Resampling(results))[0]
+    unsure = replace(answer, adjusted_p=0.2)
+    assert not answer.is_surprise
+    assert unsure.is_surprise
+    assert unsure.sentence().endswith("(not sure)")
+    assert not replace(unsure, expected=0).is_surprise
+
+
+def test_an_unfinished_grid_has_a_report_with_gaps(tmp_path: Path) -> None:
+    few = [arm(), arm(start="scratch"), arm(start="scratch", fraction=0.01)]
+    write_study(tmp_path, few, quality)
+    table = summaries.by_fraction(read_results(tmp_path), "kl", 6)
+    cells = {row.cells[0]: row.cells[1:] for row in table.sections[0]}
+    assert cells["copied, fine-tuned teacher"][1:] == ("—", "—")
+    assert "—" not in cells["scratch"]
+    write_report(tmp_path, tmp_path / "out")
+
+
+class Tags(HTMLParser):
+    """What is open, and what pages it asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.asked: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.asked += [str(v) for k, v in attributes if k in ("src", "href") and v and v[0] != "#"]
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing(folder: Path, tmp_path: Path) -> None:
+    write_report(folder, tmp_path)
+    tags = Tags()
+    tags.feed((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert not tags.open
+    assert not tags.asked
+    assert {"table", "svg", "h2"} <= tags.seen
+
+
+def test_the_markdown_shows_every_figure_and_the_rows_lie_beside_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    write_report(folder, tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"\((\w+\.svg)\)", markdown))
+    assert shown == {path.name for path in tmp_path.glob("*.svg")}
+    assert len(shown) == 4
+    for name in ("cells.jsonl", "study.json", "teacher.json", "groups.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    again = tmp_path / "again"
+    write_report(tmp_path, again)
+    assert (again / "index.html").read_bytes() == (tmp_path / "index.html").read_bytes()

@@ -1,0 +1,88 @@
+"""Rows of a study that was never run: scores drawn around given ones."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SEEN, UNSEEN = ("de", "en"), ("fi", "sw", "th")
+NUM_GROUPS, GROUP_SIZE = 40, 5
+Quality = Callable[[Mapping[str, Any], str], float]
+
+
+def arm(**fields: Any) -> dict[str, Any]:
+    """What makes an arm, with the usual values."""
+    usual = {"start": "finetuned", "depth": "stride", "objective": "kl", "fraction": 1.0}
+    return {**usual, "num_layers": 6, **fields}
+
+
+def write_study(
+    folder: Path,
+    arms: list[dict[str, Any]],
+    quality: Quality,
+    *,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    seed: int = 0,
+    span_f1: bool = False,
+) -> list[dict[str, Any]]:
+    """A study's folder; quality(arm, language) is the chance that an example comes out right.
+
+    Examples of a group are alike: all of them are hard or easy for every model.
+    """
+    generator = np.random.default_rng(seed)
+    num = NUM_GROUPS * GROUP_SIZE
+    groups = {x: [f"g{n // GROUP_SIZE}" for n in range(num)] for x in (*SEEN, *UNSEEN)}
+    hard = {x: np.repeat(generator.normal(0, 0.1, NUM_GROUPS), GROUP_SIZE) for x in groups}
+
+    def correct(chance: float, language: str) -> Any:
+        right = generator.random(num) < chance + hard[language]
+        if span_f1:
+            return {
+                "tp": right.astype(int).tolist(),
+                "fp": [0] * num,
+                "fn": (~right).astype(int).tolist(),
+            }
+        return np.packbits(right).tobytes().hex()
+
+    def of_model(chance: Callable[[str], float]) -> dict[str, Any]:
+        return {"parameters": 13_000_000, "correct": {x: correct(chance(x), x) for x in groups}}
+
+    rows = []
+    for fields in arms:
+        for training_seed in seeds:
+            luck = generator.normal(0, 0.02)
+            dev = quality(fields, SEEN[0])
+            rows.append(
+                {
+                    "key": f"cell{len(rows)}",
+                    **fields,
+                    "seed": training_seed,
+                    "layers": list(range(fields["num_layers"])),
+                    "learning_rate": 3e-4,
+                    "steps": 80,
+                    "seconds": 9.0,
+                    "curve": [{"step": n, "dev": dev * n / 80} for n in (0, 10, 20, 40, 80)],
+                    **of_model(lambda x, fields=fields, luck=luck: quality(fields, x) + luck),  # type: ignore[misc]
+                }
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    info = {
+        "name": "made up",
+        "task": "sequence_classification",
+        "metric": "span_f1" if span_f1 else "accuracy",
+        "seen": SEEN,
+        "unseen": UNSEEN,
+        "keys": [row["key"] for row in rows],
+    }
+    teacher = {**of_model(lambda _: 0.9), "dev": 0.9}
+    for name, content in (("study", info), ("groups", groups), ("teacher", teacher)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    write_cells(folder, rows)
+    return rows
+
+
+def write_cells(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Put other rows in place."""
+    (folder / "cells.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
