@@ -97,6 +97,57 @@ def unknown_label(place: object, row: int, label: str, known: Sequence[str]) -> 
     )
 
 
+def column_not_lists(place: object, column: str, kind: object) -> TypeError:
+    """Words and their tags are lists of strings."""
+    return type_error(
+        "load_tagged",
+        f"column {column!r} of {place} must hold lists of strings",
+        f"{kind}",
+        "Write a list a sentence, of words or of the names of their tags.",
+    )
+
+
+def tags_and_words_differ(place: object, row: int, num_tags: int, num_words: int) -> ValueError:
+    """A word without a tag, or a tag without a word."""
+    return value_error(
+        "load_tagged",
+        f"every word of {place} must have a tag",
+        f"{num_tags} tags for {num_words} words in row {row}",
+        "Mend or remove the row.",
+    )
+
+
+def not_iob2(place: object, row: int, tag: str) -> ValueError:
+    """A tag of another scheme."""
+    return value_error(
+        "load_tagged",
+        f"tags of {place} must be IOB2: O, B-TYPE or I-TYPE",
+        f"{tag!r} in row {row}",
+        "Convert them: an entity begins with B- and goes on with I-.",
+    )
+
+
+def no_entities(place: object) -> ValueError:
+    """Training text that has nothing to learn."""
+    return value_error(
+        "load_tagged",
+        f"training text in {place} must have an entity of a type that is asked for",
+        "none",
+        "Correct data.entity_types, or tag the text.",
+    )
+
+
+def unknown_tag(place: object, row: int, tag: str, known: Sequence[str]) -> ValueError:
+    """Text that is tested has a tag that training does not: no model could ever find it."""
+    types = sorted({name[2:] for name in known if name != "O"})
+    return value_error(
+        "load_tagged",
+        f"tags of {place} must be of the training text's types, {', '.join(types)}",
+        f"{tag!r} in row {row}",
+        f"Set data.entity_types = {types}, and words of other types count as O.",
+    )
+
+
 def language_with_one_example(place: object, language: str) -> ValueError:
     """A language that can be neither split nor learnt."""
     return value_error(

@@ -24,8 +24,8 @@ POOL_BATCHES = 16
 class Batch:
     """B samples padded to S tokens on the right; all tensors int64.
 
-    ``input_ids`` and ``attention_mask`` (1 token, 0 padding) [B, S], ``labels`` and
-    ``sample_ids`` [B].
+    ``input_ids`` and ``attention_mask`` (1 token, 0 padding) [B, S]; ``labels`` [B], or [B, S]
+    where tokens have them; ``sample_ids`` [B].
     """
 
     input_ids: Tensor
@@ -96,7 +96,7 @@ def collate(tokenised: TokenisedText, rows: Sequence[int]) -> Batch:
     return Batch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(mask.astype(np.int64)),
-        labels=torch.from_numpy(tokenised.labels[list(rows)]),
+        labels=torch.from_numpy(tokenised.batch_labels(rows, mask)),
         sample_ids=torch.tensor(rows, dtype=torch.int64),
     )
 

@@ -1,22 +1,28 @@
-"""Labelled text as token ids, ragged in one flat array."""
+"""Text as token ids, ragged in one flat array."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mkd_fast.checks import data as checks
+from mkd_fast.data.tagged import TaggedText
 from mkd_fast.data.text import LabelledText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+# What cross-entropy and ``kd_loss`` leave out.
+NO_LABEL = -100
 # Texts tokenised at a time: enough for all of the tokenizer's threads, little memory.
 _TEXTS_PER_CALL = 4096
+_NOTHING_ELSE = {"return_attention_mask": False, "return_token_type_ids": False}
+T = TypeVar("T")
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +34,13 @@ class TokenisedText:
     """
 
     ids: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
+    offsets: IntArray
+    labels: IntArray
     pad_id: int
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -57,10 +63,49 @@ class TokenisedText:
         """Return the token ids of one sample, int32 [length]."""
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
+    def batch_labels(self, rows: Sequence[int], mask: npt.NDArray[np.bool_]) -> IntArray:
+        """Labels of a batch: [B] here, one a sample.
+
+        Args:
+            rows: the samples.
+            mask: bool [B, S], the tokens of each.
+        """
+        return self.labels[list(rows)]
+
     def token_hash(self, row: int) -> int:
         """Return the 64-bit blake2b of a sample's token ids as little-endian int32, unsigned."""
         data = self.row(row).astype("<i4").tobytes()
         return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenisedWords(TokenisedText):
+    """Sentences of words; ``labels`` int64 [total], the tag at the first piece of a word.
+
+    Other pieces and special tokens have ``NO_LABEL``. ``words`` int64 [total] is the number of the
+    word in its sentence at its first piece, else -1. ``num_words`` counts the words of the text:
+    a word that lies beyond the longest sequence, or is nothing to the tokenizer, has no piece.
+    """
+
+    words: IntArray
+    num_words: int
+
+    @property
+    def num_lost(self) -> int:
+        """Words without a piece: nothing is learnt of their tags or predicted for them."""
+        return self.num_words - int((self.words >= 0).sum())
+
+    def word_numbers(self, row: int) -> IntArray:
+        """The words of a sentence that have a piece, in their order."""
+        words = self.words[self.offsets[row] : self.offsets[row + 1]]
+        return words[words >= 0]
+
+    def batch_labels(self, rows: Sequence[int], mask: npt.NDArray[np.bool_]) -> IntArray:
+        """Labels of a batch, [B, S]: one a token."""
+        labels = np.full(mask.shape, NO_LABEL, np.int64)
+        parts = (self.labels[self.offsets[row] : self.offsets[row + 1]] for row in rows)
+        labels[mask] = np.concatenate([np.empty(0, np.int64), *parts])
+        return labels
 
 
 def tokenise(
@@ -81,28 +126,91 @@ def tokenise(
     Raises:
         ValueError: max_length leaves no room for a token of the text, or there is no pad token.
     """
+    _check_tokenizer(tokenizer, max_length)
+    rows = []
+    for texts in _blocks(text.texts):
+        prefixed = [text_prefix + sentence for sentence in texts]
+        encoded = tokenizer(prefixed, truncation=True, max_length=max_length, **_NOTHING_ELSE)
+        rows += [np.array(row, np.int32) for row in encoded["input_ids"]]
+    labels = np.array(text.labels, np.int64)
+    return TokenisedText(*_flat(rows), labels, tokenizer.pad_token_id)
+
+
+def tokenise_words(
+    text: TaggedText,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    max_length: int,
+    text_prefix: str = "",
+) -> TokenisedWords:
+    """Tokenise sentences as ``tokenise`` does their words with spaces between them.
+
+    A word's first piece is the first that holds any of its characters. Arguments and errors as
+    ``tokenise``.
+    """
+    _check_tokenizer(tokenizer, max_length)
+    rows, words = [], []
+    for sentences in _blocks(text.sentences):
+        encoded = tokenizer(
+            [text_prefix + " ".join(sentence) for sentence in sentences],
+            truncation=True,
+            max_length=max_length,
+            return_offsets_mapping=True,
+            **_NOTHING_ELSE,
+        )
+        rows += [np.array(row, np.int32) for row in encoded["input_ids"]]
+        for sentence, spans in zip(sentences, encoded["offset_mapping"], strict=True):
+            words.append(_at_first_pieces(sentence, len(text_prefix), np.array(spans, np.int64)))
+    labels = [
+        np.where(numbers < 0, NO_LABEL, np.array(tags, np.int64)[numbers])
+        for numbers, tags in zip(words, text.tags, strict=True)
+    ]
+    nothing = np.empty(0, np.int64)
+    return TokenisedWords(
+        *_flat(rows),
+        np.concatenate([nothing, *labels]),
+        tokenizer.pad_token_id,
+        np.concatenate([nothing, *words]),
+        sum(map(len, text.sentences)),
+    )
+
+
+def _at_first_pieces(words: Sequence[str], num_before: int, spans_S2: IntArray) -> IntArray:
+    """The number of the word that begins at each piece, -1 elsewhere; int64 [S].
+
+    Args:
+        words: those of a sentence.
+        num_before: characters before the first.
+        spans_S2: characters of each piece, from and up to; none of a special token.
+    """
+    lengths = np.array([len(word) for word in words], np.int64)
+    ends = num_before + np.cumsum(lengths + 1) - 1
+    real = np.flatnonzero(spans_S2[:, 1] > spans_S2[:, 0])
+    pieces = np.searchsorted(spans_S2[real, 1], ends - lengths, side="right")
+    has_piece = pieces < len(real)
+    has_piece[has_piece] &= spans_S2[real[pieces[has_piece]], 0] < ends[has_piece]
+    numbers = np.flatnonzero(has_piece)
+    first, chosen = np.unique(pieces[numbers], return_index=True)  # two words may share a piece
+    found = np.full(len(spans_S2), -1, np.int64)
+    found[real[first]] = numbers[chosen]
+    return found
+
+
+def _check_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> None:
     num_special = tokenizer.num_special_tokens_to_add()
     if max_length <= num_special:
         raise checks.no_room_for_tokens(max_length, num_special)
     if tokenizer.pad_token_id is None:
         raise checks.no_pad_token(tokenizer.name_or_path)
-    rows = list(_token_rows(text.texts, tokenizer, max_length, text_prefix))
+
+
+def _blocks(samples: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(samples), _TEXTS_PER_CALL):
+        yield samples[start : start + _TEXTS_PER_CALL]
+
+
+def _flat(rows: list[npt.NDArray[np.int32]]) -> tuple[npt.NDArray[np.int32], IntArray]:
+    """Token ids end to end, and where each sample's begin."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    ids = np.concatenate([np.empty(0, np.int32), *rows])
-    return TokenisedText(ids, offsets, np.array(text.labels, np.int64), tokenizer.pad_token_id)
-
-
-def _token_rows(
-    texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int, text_prefix: str
-) -> Iterator[npt.NDArray[np.int32]]:
-    for start in range(0, len(texts), _TEXTS_PER_CALL):
-        encoded = tokenizer(
-            [text_prefix + text for text in texts[start : start + _TEXTS_PER_CALL]],
-            truncation=True,
-            max_length=max_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        for row in encoded["input_ids"]:
-            yield np.array(row, dtype=np.int32)
+    return np.concatenate([np.empty(0, np.int32), *rows]), offsets

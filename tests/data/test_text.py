@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from mkd_fast.data.text import HubSource, LabelledText, load_text
+from mkd_fast.data.tables import HubSource
+from mkd_fast.data.text import LabelledText, load_text
 
 ROWS = [
     {"text": "turn it on", "label": "on", "language": "en"},
