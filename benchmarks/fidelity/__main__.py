@@ -16,18 +16,23 @@ from mkd_fast.quiet import quiet_transformers
 from mkd_fast.teacher.pretrained import resolve_model
 
 BUDGETS = {"sampled:50": 40.0, "topk:64": 280.0}  # bytes a token
-CAUSAL = Size(
-    sources=(
-        quality.DENSE,
-        "hidden",
-        "topk:16, bucket",
-        "topk:16, renormalize",
-        "topk:64, bucket",
-        "sampled:12",
-        "sampled:50",
-    )
+SOURCES = (
+    quality.DENSE,
+    "hidden",
+    quality.LAYERS,
+    quality.INT8_LAYERS,
+    "topk:16, bucket",
+    "topk:16, renormalize",
+    "topk:64, bucket",
+    "topk:64, drop",
+    "topk:128, bucket",
+    "sampled:12",
+    "sampled:25",
+    "sampled:50",
+    "sampled:100",
 )
-MASKED = Size(num_steps=60, repeated_tokens=64)  # of one student, whose errors are measured
+CAUSAL = Size(SOURCES)
+MASKED = Size(SOURCES, repeated_tokens=64)
 
 
 def studies(work: Path, masked_lm: Path | None) -> Iterator[Study]:

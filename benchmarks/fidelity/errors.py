@@ -195,8 +195,7 @@ def _mean_gradients(
 
 def of_matched_layers(study: Study, student: Any, label: str) -> Iterator[Number]:
     """The hidden-MSE term and its gradient, against the teacher's float32 states."""
-    depth = student.config.num_hidden_layers
-    layers = dict(zip(study.matched_layers, (depth // 2, depth), strict=True))
+    layers = dict(zip(study.matched_layers, study.layers_of(student), strict=True))
     caches = {"int8": study.cache(HELD_OUT), "bfloat16": study.cache(NARROW)}
     comparisons = {(layer, dtype): Comparison() for layer in layers for dtype in caches}
     for row, ids in enumerate(study.held_out.input_ids.split(1)):

@@ -1,7 +1,7 @@
 """What a student learns from each kind: the same start, text and steps, another target."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,16 +11,18 @@ from mkd_fast import kd_loss, linear_kd_loss
 from mkd_fast.benchmarks.fidelity.errors import Target
 from mkd_fast.benchmarks.fidelity.numbers import Number
 from mkd_fast.benchmarks.fidelity.study import IGNORED, TRAIN, Study, head_of, select
-from mkd_fast.losses import LossSpec
+from mkd_fast.losses import LossSpec, hidden_loss
 from mkd_fast.losses.targets import Tail
 
 DENSE = "dense"
+LAYERS, INT8_LAYERS = "dense + layers", "hidden + int8 layers"
 
 
 def train(study: Study, source: str, seed: int) -> Any:
     """A copied student after some steps of forward KL from a cache's kind, or the live teacher.
 
-    A source is "dense", a kind, or a kind and a tail ("topk:16, drop").
+    A source is "dense", a kind, or a kind and a tail ("topk:16, drop"). LAYERS and INT8_LAYERS add
+    the cosine distance of matched hidden states from the live teacher's, and from the cache's.
     """
     size, text = study.size, study.train
     student = study.student(size.num_layers).train()
@@ -32,26 +34,53 @@ def train(study: Study, source: str, seed: int) -> Any:
         pct_start=0.1,
         cycle_momentum=False,
     )
-    keep, _, tail = source.partition(", ")
+    keep, _, tail = source.removesuffix(" + int8 layers").partition(", ")
     target = Target(keep, tail=cast("Tail | None", tail or None))
-    cache = None if source == DENSE else study.cache(TRAIN)
+    matches = source in (LAYERS, INT8_LAYERS)
+    ask = _live(study, matches) if source in (DENSE, LAYERS) else _cached(study, keep, matches)
     for rows in _batches(len(text.labels), size.batch_size, size.num_steps, seed):
         ids, is_counted = text.input_ids[rows], text.labels[rows] != IGNORED
         with torch.autocast(ids.device.type, torch.bfloat16):
-            if cache is None:
-                with torch.no_grad():
-                    teacher: Any = study.teacher(input_ids=ids).logits
-            else:
-                teacher = cache.batch(rows, keep=keep).teacher
+            teacher, theirs = ask(rows)
             head = head_of(student)
-            states_ND = _into_head(student, ids)[is_counted]
+            states, of_layer = _into_head(student, ids)
             chosen = target.of(select(teacher, is_counted))
-            loss = linear_kd_loss(states_ND, head.weight, chosen, student_bias=head.bias).loss
+            loss = linear_kd_loss(
+                states[is_counted], head.weight, chosen, student_bias=head.bias
+            ).loss
+            if matches:
+                ours = [of_layer[layer] for layer in study.layers_of(student)]
+                loss = loss + hidden_loss(ours, theirs, distance="cosine")
         loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
     return student.eval()
+
+
+Ask = Callable[[Tensor], tuple[Any, Sequence[Any]]]  # rows -> logits' teacher, matched layers
+
+
+def _live(study: Study, matches: bool) -> Ask:
+    @torch.no_grad()
+    def ask(rows: Tensor) -> tuple[Any, Sequence[Any]]:
+        out: Any = study.teacher(
+            input_ids=study.train.input_ids[rows], output_hidden_states=matches
+        )
+        return out.logits, [out.hidden_states[n] for n in study.matched_layers if matches]
+
+    return ask
+
+
+def _cached(study: Study, keep: str, matches: bool) -> Ask:
+    cache = study.cache(TRAIN)
+    layers = study.matched_layers if matches else ()
+
+    def ask(rows: Tensor) -> tuple[Any, Sequence[Any]]:
+        batch = cache.batch(rows, keep=keep, hidden_layers=layers)
+        return batch.teacher, batch.hidden
+
+    return ask
 
 
 def _batches(num_samples: int, batch_size: int, num_steps: int, seed: int) -> Iterator[Tensor]:
@@ -64,15 +93,15 @@ def _batches(num_samples: int, batch_size: int, num_steps: int, seed: int) -> It
         yield left.pop()
 
 
-def _into_head(model: Any, ids: Tensor) -> Tensor:
-    """What the head is given, [B, S, D]; it makes nothing of it."""
+def _into_head(model: Any, ids: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    """What the head is given, [B, S, D], and all hidden states; the head makes nothing of it."""
     head = head_of(model)
     head.forward = lambda states: states
     try:
-        states: Tensor = model(input_ids=ids).logits
+        out = model(input_ids=ids, output_hidden_states=True)
     finally:
         del head.forward
-    return states
+    return out.logits, out.hidden_states
 
 
 @torch.no_grad()

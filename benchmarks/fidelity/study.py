@@ -1,6 +1,7 @@
 """A teacher of the fidelity table, its text, and what its caches say about it."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -89,6 +90,11 @@ class Study:
         num_layers = self.teacher.config.num_hidden_layers
         return num_layers // 2, num_layers
 
+    def layers_of(self, student: Any) -> tuple[int, int]:
+        """Of a student: those that are matched with matched_layers."""
+        depth = student.config.num_hidden_layers
+        return depth // 2, depth
+
     def student(self, num_layers: int) -> Any:
         """Every so-many-th layer of the teacher."""
         return copy_init(self.teacher, depth="stride", num_layers=num_layers)
@@ -107,9 +113,10 @@ class Study:
             }
         else:
             text = self.train
-            taught = {source.partition(", ")[0] for source in self.size.sources}
+            taught = {re.split(", | [+] ", source)[0] for source in self.size.sources}
             keep = [kind for kind in KINDS if kind in taught]
             options = {"keep": keep, "autocast": torch.bfloat16}
+            options |= {"hidden_layers": self.matched_layers, "hidden_dtype": "int8"}
         batches = text.batches(self.size.batch_size)
         return capture(self.teacher, batches, self.folder / name, **options)
 

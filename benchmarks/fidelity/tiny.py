@@ -9,7 +9,14 @@ import torch
 from mkd_fast.benchmarks.fidelity.study import IGNORED, Size, Study, Text, next_tokens
 
 SIZE = Size(
-    sources=("dense", "hidden", "topk:16, renormalize", "sampled:12"),
+    sources=(
+        "dense",
+        "dense + layers",
+        "hidden",
+        "hidden + int8 layers",
+        "topk:16, renormalize",
+        "sampled:12",
+    ),
     sample_tokens=12,
     num_train=4,
     batch_size=2,

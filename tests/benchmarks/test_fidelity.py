@@ -10,7 +10,7 @@ from tiny_tokenizer import unigram
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from mkd_fast.benchmarks.fidelity import __main__ as command
-from mkd_fast.benchmarks.fidelity import errors, quality, study
+from mkd_fast.benchmarks.fidelity import errors, quality, study, tiny
 from mkd_fast.benchmarks.fidelity.errors import Comparison, Target, gradient
 from mkd_fast.benchmarks.fidelity.numbers import Number
 from mkd_fast.benchmarks.fidelity.report import blocks, save_plot
@@ -119,6 +119,15 @@ def test_everything_is_measured(rows, tmp_path):
     save_plot(rows, tmp_path / "plot.svg")
     assert all(name in (tmp_path / "plot.svg").read_text() for name in ("causal", "masked"))
     assert all(blocks(rows).values())
+
+
+def test_cached_layers_teach_what_live_ones_do_but_for_their_rounding(tmp_path):
+    studied = next(tiny.studies(tmp_path))
+    dense, live, cached = (
+        torch.cat([weight.flatten() for weight in quality.train(studied, source, 0).parameters()])
+        for source in (quality.DENSE, quality.LAYERS, quality.INT8_LAYERS)
+    )
+    assert 0 < (cached - live).norm() < (dense - live).norm()
 
 
 def test_what_is_measured_is_not_measured_again(rows, folder, monkeypatch):
