@@ -134,7 +134,7 @@ def bad_keep_token_ids(ids: Sequence[int], num_tokens: int) -> ValueError:
         "TokenMap.of",
         f"keep_token_ids must be distinct and lie in [0, {num_tokens}), the full vocabulary",
         fact,
-        "used_token_ids collects them from the tokenised text.",
+        "token_ids_of_text collects them from a text.",
     )
 
 
@@ -162,9 +162,29 @@ def tokenizer_model_unsupported(fact: str) -> ValueError:
     """A tokenizer of a kind that cannot be cut right."""
     return value_error(
         "trim_tokenizer",
-        "the tokenizer's model must be Unigram, WordPiece or BPE without affixes",
+        "the tokenizer's model must be Unigram, WordPiece or BPE",
         fact,
         "Keep the whole vocabulary: leave keep_token_ids out.",
+    )
+
+
+def tokenizer_drops_merges(dropout: float) -> ValueError:
+    """BPE dropout: the same text splits otherwise each time."""
+    return value_error(
+        "trim_tokenizer",
+        "the tokenizer must split a text the same way each time",
+        f"a BPE model with dropout={dropout}",
+        "Turn it off: tokenizer.backend_tokenizer.model.dropout = None.",
+    )
+
+
+def coverage_out_of_range(coverage: float) -> ValueError:
+    """A share of a text's tokens."""
+    return value_error(
+        "token_ids_of_text",
+        "coverage must lie in (0, 1], a share of the text's tokens",
+        repr(coverage),
+        "1.0 keeps every token of the text, 0.999 leaves out the rarest.",
     )
 
 
@@ -184,5 +204,5 @@ def splits_differ(text: str, full: Sequence[str], trimmed: Sequence[str]) -> Val
         "check_same_splits",
         f"the trimmed tokenizer must split {text!r} into {list(full)}",
         f"{list(trimmed)}",
-        "Add this text to those that used_token_ids sees.",
+        "Add this text to those that token_ids_of_text sees, and leave its coverage at 1.",
     )

@@ -3,7 +3,12 @@
 from mkd_fast.student.copy import copy_init, copy_with_report, scratch_like
 from mkd_fast.student.depth import choose_layers
 from mkd_fast.student.report import CopyReport
-from mkd_fast.student.tokenizer import check_same_splits, trim_tokenizer, used_token_ids
+from mkd_fast.student.tokenizer import (
+    check_same_splits,
+    token_ids_of_text,
+    trim_tokenizer,
+    used_token_ids,
+)
 from mkd_fast.student.vocabulary import TokenMap
 
 __all__ = [
@@ -14,6 +19,7 @@ __all__ = [
     "copy_init",
     "copy_with_report",
     "scratch_like",
+    "token_ids_of_text",
     "trim_tokenizer",
     "used_token_ids",
 ]

@@ -6,7 +6,8 @@ is in `pieces`; `check_same_splits` proves it on a corpus.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mkd_fast.checks import student as checks
-from mkd_fast.student.pieces import needed_pieces, trimmed_model
+from mkd_fast.student.pieces import needed_pieces, pieces_before_unknown, trimmed_model
 from mkd_fast.student.vocabulary import TokenMap
 
 TEXTS_AT_A_TIME = 1_000
@@ -34,7 +35,9 @@ SETTINGS = (
 def used_token_ids(
     token_id_arrays: Iterable[ArrayLike], tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """The ids that occur in a tokenised text, and every special token's.
+    """The ids that occur in a tokenised text, and those that every text needs.
+
+    These are the ids of special tokens and of those that the chat template writes.
 
     Args:
         token_id_arrays: int arrays, tensors or lists of any shape, one text each or many.
@@ -43,10 +46,50 @@ def used_token_ids(
     Returns:
         Distinct ids, rising.
     """
-    used = set(_special_tokens(tokenizer, _backend_state(tokenizer)).values())
+    used = set(_needed_tokens(tokenizer, _backend_state(tokenizer)).values())
     for ids in token_id_arrays:
         used.update(np.unique(np.asarray(ids)).tolist())
     return sorted(used)
+
+
+def token_ids_of_text(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, coverage: float = 1.0
+) -> list[int]:
+    """The ids that a text uses, such as a language's corpus, or the most frequent of them.
+
+    Args:
+        texts: lines, sentences or documents, read once.
+        tokenizer: a fast tokenizer.
+        coverage: the share of the text's tokens, in (0, 1], that the ids must make up; special
+            tokens count neither here nor there. At 1 each text splits as before under a tokenizer
+            trimmed to these ids. Below, the rarest pieces are left out, and what they stood for
+            splits into smaller ones.
+
+    Returns:
+        Distinct ids, rising; those of `used_token_ids` among them.
+
+    Raises:
+        TypeError: tokenizer is not a fast one.
+        ValueError: coverage out of its range.
+    """
+    if not 0.0 < coverage <= 1.0:
+        raise checks.coverage_out_of_range(coverage)
+    state = _backend_state(tokenizer)
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, np.int64)
+    also = set()
+    for some in _some_at_a_time(texts):
+        encodings = tokenizer(some, add_special_tokens=False, verbose=False).encodings
+        assert encodings is not None, "fast tokenizers give them"
+        ids = np.concatenate([np.array(encoding.ids, np.int64) for encoding in encodings])
+        counts += np.bincount(ids, minlength=len(counts))
+        if state["model"]["type"] == "WordPiece":
+            also |= _before_unknown(tokenizer.backend_tokenizer, state["model"], some, encodings)
+    counts[list(_needed_tokens(tokenizer, state).values())] = 0
+    frequent = np.argsort(-counts, kind="stable")  # of two as frequent the first id
+    upto = np.cumsum(counts[frequent])
+    num_kept = np.searchsorted(upto, coverage * upto[-1]) + 1
+    kept = [token_id for token_id in frequent[:num_kept].tolist() if counts[token_id]]
+    return used_token_ids([kept, sorted(also)], tokenizer)
 
 
 def trim_tokenizer(
@@ -78,12 +121,12 @@ def trim_tokenizer(
     token_of = {token_id: token for token, token_id in id_of.items()}
     asked = TokenMap.of(keep_token_ids, max(token_of) + 1).keep_token_ids
     kept = {token_of[token_id] for token_id in asked if token_id in token_of}
-    missing = [token for token in _special_tokens(tokenizer, state) if token not in kept]
+    missing = [token for token in _needed_tokens(tokenizer, state) if token not in kept]
     if missing:
         raise checks.special_tokens_dropped("trim_tokenizer", missing)
 
-    added = {token["content"] for token in state["added_tokens"]}
-    kept |= needed_pieces(state["model"], kept - added)
+    # Added tokens too: the model makes them of text that an added one may not match.
+    kept |= needed_pieces(state["model"], kept)
     token_map = TokenMap.of(sorted(id_of[token] for token in kept), max(token_of) + 1)
     new_ids = {token_of[old]: new for new, old in enumerate(token_map.keep_token_ids)}
     trimmed = _rewrap(tokenizer, _renumbered(state, new_ids))
@@ -95,7 +138,7 @@ def trim_tokenizer(
 
 
 def check_same_splits(
-    full: PreTrainedTokenizerBase, trimmed: PreTrainedTokenizerBase, texts: Sequence[str]
+    full: PreTrainedTokenizerBase, trimmed: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> None:
     """Prove on a corpus that trimming changed nothing: the same tokens for every text.
 
@@ -109,10 +152,9 @@ def check_same_splits(
     """
     new_ids = trimmed.get_vocab()
     new_of_old = {old: new_ids.get(token, -1) for token, old in full.get_vocab().items()}
-    for start in range(0, len(texts), TEXTS_AT_A_TIME):
-        some = list(texts[start : start + TEXTS_AT_A_TIME])
-        pairs = zip(full(some)["input_ids"], trimmed(some)["input_ids"], strict=True)
-        for text, (before, after) in zip(some, pairs, strict=True):
+    for some in _some_at_a_time(texts):
+        splits = [tokenizer(some, verbose=False)["input_ids"] for tokenizer in (full, trimmed)]
+        for text, before, after in zip(some, *splits, strict=True):
             if [new_of_old[token_id] for token_id in before] != after:
                 raise checks.splits_differ(
                     text, full.convert_ids_to_tokens(before), trimmed.convert_ids_to_tokens(after)
@@ -127,10 +169,46 @@ def _backend_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return state
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]) -> dict[str, int]:
-    """Tokens that are named or marked as special, inserted around a text, or mean unknown."""
+def _some_at_a_time(texts: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(texts)
+    while some := list(islice(remaining, TEXTS_AT_A_TIME)):
+        yield some
+
+
+def _before_unknown(
+    backend: Tokenizer, model: Mapping[str, Any], texts: Sequence[str], encodings: Sequence[Any]
+) -> set[int]:
+    """The ids of what WordPiece takes of words that it then gives up as unknown."""
+    unknown = model["vocab"].get(model["unk_token"])
+    places = {
+        text[slice(*offsets)]
+        for text, encoding in zip(texts, encodings, strict=True)
+        if unknown in encoding.ids
+        for token_id, offsets in zip(encoding.ids, encoding.offsets, strict=True)
+        if token_id == unknown
+    }
+    if backend.normalizer is not None:
+        places = {backend.normalizer.normalize_str(place) for place in places}
+    words = places
+    if backend.pre_tokenizer is not None:
+        split = backend.pre_tokenizer.pre_tokenize_str
+        words = {word for place in places for word, _ in split(place)}
+    pieces = (piece for word in words for piece in pieces_before_unknown(dict(model), word))
+    return {model["vocab"][piece] for piece in pieces}
+
+
+def _needed_tokens(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens that are named or marked as special, that mean unknown, or that are put into a text.
+
+    Around it the post-processor puts them, and between its parts the chat template.
+    """
     model, id_of = state["model"], tokenizer.get_vocab()
-    tokens = {token["content"] for token in state["added_tokens"] if token["special"]}
+    template = str(getattr(tokenizer, "chat_template", None) or "")  # of several, the dict of them
+    tokens = {
+        token["content"]
+        for token in state["added_tokens"]
+        if token["special"] or token["content"] in template
+    }
     tokens.update(tokenizer.all_special_tokens, _inserted_tokens(state["post_processor"]))
     if model.get("unk_id") is not None:
         tokens.add(model["vocab"][model["unk_id"]][0])
