@@ -15,5 +15,15 @@ def not_found(
         function,
         f"{model} must have one nn.ModuleList of config.num_hidden_layers = {num_layers} layers",
         f"{asked}these lists: {found}",
-        "Name the one of that length with layer_list=, if there is one.",
+        "Name the list of its layers with layer_list=.",
+    )
+
+
+def not_counted(function: str, model: str, layer_list: str, length: int) -> ValueError:
+    """A list of layers whose length the config does not decide."""
+    return value_error(
+        function,
+        f"the config of {model} must have a number that says how many layers {layer_list!r} has",
+        f"none that is {length} and shortens it",
+        "Build the list in __init__ with range(config.num_hidden_layers).",
     )

@@ -37,6 +37,51 @@ def layer_count_mismatch(layers: Sequence[int], num_layers: int) -> ValueError:
     )
 
 
+def calibration_missing() -> ValueError:
+    """Layers to be ranked on nothing."""
+    return value_error(
+        "copy_init",
+        "depth='importance' must be given text to rank the layers on",
+        "no calibration",
+        "Pass calibration=[tokenizer(texts, padding=True, return_tensors='pt'), ...], batches of "
+        "training text.",
+    )
+
+
+def calibration_unused() -> ValueError:
+    """Text that nothing is decided by."""
+    return value_error(
+        "copy_init",
+        "calibration must be left out where nothing is ranked on it",
+        "batches",
+        "Pass depth='importance' with them.",
+    )
+
+
+def layers_not_seen(model: str, layer_list: str) -> ValueError:
+    """Layers that are not called, or not with one hidden state for each token."""
+    return value_error(
+        "copy_init",
+        f"{model} must hand hidden states [batch, tokens, width] from each layer of "
+        f"{layer_list!r} to the next",
+        "other tensors",
+        "Rank its layers in another way and pass their numbers as depth.",
+    )
+
+
+def layer_built_otherwise(
+    model: str, layer: int, place: int, what: str, was: object, now: object
+) -> ValueError:
+    """A layer that would not be itself in its new place."""
+    before = "layer 0" if place == 0 else "every layer before it"
+    return value_error(
+        "copy_init",
+        f"layer {layer} of {model} must be built the same as layer {place} of the student",
+        f"{what} {now!r} instead of {was!r} there",
+        f"Name layers with depth=[...], and keep {before}.",
+    )
+
+
 def width_copy_missing(hidden_size: int, teacher_hidden_size: int) -> ValueError:
     """A narrower student."""
     return value_error(
@@ -122,6 +167,16 @@ def nothing_to_calibrate_on(function: str) -> ValueError:
         "calibration must hold at least one token that its attention_mask counts",
         "none",
         "A generator is used up by its first use: pass a list.",
+    )
+
+
+def vocabulary_of_several_models(model: str) -> ValueError:
+    """Token ids that the config of another modality names too."""
+    return value_error(
+        "copy_init",
+        "keep_token_ids must be left out for a model that reads more than text",
+        model,
+        "Cut the text model alone.",
     )
 
 

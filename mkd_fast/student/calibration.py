@@ -1,6 +1,6 @@
 """A model run over calibration text, for those who watch what its layers and units do there."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from mkd_fast.evaluating import evaluating
 
 def run_over(
     model: PreTrainedModel, batches: Iterable[Any], layer_list: str, function: str = "copy_init"
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Run the model's layers over batches, one at a time, and yield after each which tokens count.
 
     Without a task head where the layers can be run without it, without gradients or a key-value

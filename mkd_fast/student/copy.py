@@ -7,18 +7,20 @@ an error, and so is a tensor of the teacher that nothing accounts for.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from mkd_fast.checks import student as checks
 from mkd_fast.layer_list import find_layer_list
-from mkd_fast.student.depth import choose_layers
+from mkd_fast.skeleton import text_config
+from mkd_fast.student.layers import KeptLayers, keep_layers
 from mkd_fast.student.plan import Source, plan_copy, tied_names
 from mkd_fast.student.report import CopiedTensor, CopyReport, PartSize
-from mkd_fast.student.structure import offset_positions, padding_index
+from mkd_fast.student.structure import drop_absent_modules, offset_positions, padding_index
 from mkd_fast.student.vocabulary import TokenMap
 
 PARTS = ("word embeddings", "layers", "other embeddings", "head")
@@ -32,18 +34,22 @@ def copy_init(
     keep_token_ids: Sequence[int] | Tensor | None = None,
     *,
     layer_list: str | None = None,
+    calibration: Iterable[Any] | None = None,
 ) -> PreTrainedModel:
     """A student with the teacher's own weights: fewer layers, fewer rows of the vocabulary.
 
     Args:
         teacher_model: a transformers model, with or without a task head, on one device. It is left
             as it is, and the student shares no memory with it.
-        depth: "stride", "first", "last", "first_last" or layer numbers; see `choose_layers`.
+        depth: "stride", "first", "last", "first_last", "importance" or layer numbers; see
+            `choose_layers`.
         num_layers: layers of the student. None is half of the teacher's, rounded up.
         hidden_size: None or the teacher's own width.
         keep_token_ids: distinct ids of the teacher's vocabulary to keep, in the order of their new
             ids; `trim_tokenizer` gives them with the tokenizer they belong to. None keeps all.
         layer_list: the name of the nn.ModuleList of layers, where the model does not tell.
+        calibration: for "importance", batches with input_ids and attention_mask [B, S], as
+            `capture` takes them; the layers that change their hidden states least are dropped.
 
     Returns:
         A model of the teacher's class, in eval mode; dtype and device of each tensor are the
@@ -54,12 +60,19 @@ def copy_init(
 
     Raises:
         ValueError: an argument out of its range, or a teacher that cannot be copied right: its
-            layers are not found, it is quantised, on the meta device or on several devices, or it
-            has tensors that its config does not describe.
+            layers are not found, one of them would be built otherwise in its new place, it is
+            quantised, on the meta device or on several devices, or it has tensors that its config
+            does not describe.
         TypeError: teacher_model is not a transformers model.
     """
     return copy_with_report(
-        teacher_model, depth, num_layers, hidden_size, keep_token_ids, layer_list=layer_list
+        teacher_model,
+        depth,
+        num_layers,
+        hidden_size,
+        keep_token_ids,
+        layer_list=layer_list,
+        calibration=calibration,
     )[0]
 
 
@@ -71,46 +84,27 @@ def copy_with_report(
     keep_token_ids: Sequence[int] | Tensor | None = None,
     *,
     layer_list: str | None = None,
+    calibration: Iterable[Any] | None = None,
 ) -> tuple[PreTrainedModel, CopyReport]:
     """The student of `copy_init`, and the account of where each of its tensors came from."""
     _check_copyable(teacher_model)
-    if hidden_size not in (None, teacher_model.config.hidden_size):
-        raise checks.width_copy_missing(hidden_size, teacher_model.config.hidden_size)
+    width = text_config(teacher_model).hidden_size
+    if hidden_size not in (None, width):
+        raise checks.width_copy_missing(hidden_size, width)
+    token_map = _token_map(teacher_model, keep_token_ids)
     list_name = find_layer_list("copy_init", teacher_model, layer_list)
-    layers = choose_layers(depth, teacher_model.config.num_hidden_layers, num_layers)
-    token_map = None
-    if keep_token_ids is not None:
-        token_map = TokenMap.of(keep_token_ids, teacher_model.config.vocab_size)
+    kept = keep_layers(teacher_model, list_name, depth, num_layers, calibration)
 
-    student = _empty_student(teacher_model, len(layers), token_map)
-    sources = plan_copy(teacher_model, student, list_name, layers, token_map)
+    student = _empty_student(teacher_model, kept.config, token_map)
+    sources = plan_copy(teacher_model, student, list_name, kept.layers, token_map)
     weights = teacher_model.state_dict()
     student.load_state_dict(
         {name: source.take(weights) for name, source in sources.items()}, assign=True
     )
+    _cast_buffers_like(teacher_model, student)
     student.tie_weights()
     student.train(False)
-    return student, _report(teacher_model, student, list_name, layers, sources)
-
-
-def scratch_like(student: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A model of the student's config and shape with fresh weights: the rival in a comparison.
-
-    Args:
-        student: any transformers model.
-        seed: of the weights; the caller's random state stays as it is.
-
-    Returns:
-        A model of the same class, modules, dtype and device, in eval mode.
-    """
-    config = copy.deepcopy(student.config)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)  # unlike torch.manual_seed, the CPU's only
-        fresh = type(student)(config)
-    _drop_absent_modules(fresh, student)
-    nn.Module.to(fresh, device=student.device, dtype=student.dtype)
-    fresh.train(False)
-    return fresh
+    return student, _report(teacher_model, student, list_name, kept, sources)
 
 
 def _check_copyable(teacher: PreTrainedModel) -> None:
@@ -128,12 +122,20 @@ def _check_copyable(teacher: PreTrainedModel) -> None:
         )
 
 
+def _token_map(
+    teacher: PreTrainedModel, keep_token_ids: Sequence[int] | Tensor | None
+) -> TokenMap | None:
+    if keep_token_ids is None:
+        return None
+    if text_config(teacher) is not teacher.config:
+        raise checks.vocabulary_of_several_models(type(teacher).__name__)
+    return TokenMap.of(keep_token_ids, teacher.config.vocab_size)
+
+
 def _empty_student(
-    teacher: PreTrainedModel, num_layers: int, token_map: TokenMap | None
+    teacher: PreTrainedModel, config: PretrainedConfig, token_map: TokenMap | None
 ) -> PreTrainedModel:
-    """The student's config, and the model that it describes with weights still to be filled in."""
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = num_layers
+    """The model that config and the kept tokens describe, with weights still to be filled in."""
     if token_map is not None:
         config.vocab_size = len(token_map.keep_token_ids)
         token_map.renumber(config)
@@ -143,7 +145,7 @@ def _empty_student(
         config.max_position_embeddings += config.pad_token_id - padding_index(teacher, positions)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         student = type(teacher)(config)
-    _drop_absent_modules(student, teacher)
+    drop_absent_modules(student, teacher)
     if teacher.can_generate() and teacher.generation_config is not None:
         student.generation_config = copy.deepcopy(teacher.generation_config)
         if token_map is not None:
@@ -152,20 +154,21 @@ def _empty_student(
     return student
 
 
-def _drop_absent_modules(model: PreTrainedModel, like: PreTrainedModel) -> None:
-    """Set to None what `like` was built without, such as the pooler of BertModel."""
-    modules = dict(like.named_modules())
-    for name, _ in list(model.named_modules()):
-        parent, _, child = name.rpartition(".")
-        if name and parent in modules and getattr(modules[parent], child, modules) is None:
-            setattr(model.get_submodule(parent), child, None)
+def _cast_buffers_like(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """What is not saved, such as rotary frequencies, has been computed anew: in float32."""
+    saved = student.state_dict().keys()
+    theirs = dict(teacher.named_buffers())
+    for path, module in student.named_modules():
+        for name, buffer in module.named_buffers(path, recurse=False):
+            if name not in saved and name in theirs and buffer.is_floating_point():
+                setattr(module, name.rpartition(".")[2], buffer.to(theirs[name].dtype))
 
 
 def _report(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
     layer_list: str,
-    layers: tuple[int, ...],
+    kept: KeptLayers,
     sources: Mapping[str, Source],
 ) -> CopyReport:
     tie_of = {name: names[0] for names in tied_names(student) for name in names[1:]}
@@ -180,7 +183,7 @@ def _report(
     )
     before, after = _sizes(teacher, layer_list), _sizes(student, layer_list)
     parts = tuple(PartSize(part, *before[part], *after[part]) for part in PARTS)
-    return CopyReport(layers, tensors, parts)
+    return CopyReport(kept.layers, tensors, parts, kept.scores)
 
 
 def _sizes(model: PreTrainedModel, layer_list: str) -> dict[str, tuple[int, int]]:

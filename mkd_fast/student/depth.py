@@ -6,6 +6,7 @@ Layers are numbered from 0. For 6 of 12:
     first       0 1 2 3 4 5
     last        6 7 8 9 10 11
     first_last  0 1 2 9 10 11   the odd one, if any, goes to the bottom
+    importance                  those that change a calibration text's hidden states most
 
 `stride` gives student layer i the top layer of the i-th of `num_layers` equal groups, the uniform
 map of TinyBERT (arXiv 1909.10351). It keeps the last layer because the task head was fine-tuned on
@@ -19,19 +20,28 @@ from itertools import pairwise
 
 from mkd_fast.checks import student as checks
 
-DEPTHS = ("stride", "first", "last", "first_last")
+DEPTHS = ("stride", "first", "last", "first_last", "importance")
 
 
 def choose_layers(
-    depth: str | Sequence[int], num_teacher_layers: int, num_layers: int | None = None
+    depth: str | Sequence[int],
+    num_teacher_layers: int,
+    num_layers: int | None = None,
+    *,
+    scores: Sequence[float] | None = None,
+    first_stays: bool = False,
 ) -> tuple[int, ...]:
     """The teacher's layers that a student keeps, in order.
 
     Args:
-        depth: "stride", "first", "last", "first_last", or the layer numbers themselves, rising.
+        depth: "stride", "first", "last", "first_last", "importance", or the layer numbers
+            themselves, rising.
         num_teacher_layers: how many layers the teacher has, at least 1.
         num_layers: how many to keep, in [1, num_teacher_layers]. None is half of them, rounded up,
             or as many as the list names.
+        scores: for "importance", a number for each layer of the teacher: the highest are kept, of
+            equal ones the lower layer.
+        first_stays: a depth by name keeps layer 0 and chooses among the others.
 
     Returns:
         Layer numbers from 0, rising, one for each layer of the student.
@@ -46,11 +56,26 @@ def choose_layers(
     kept = (num_teacher_layers + 1) // 2 if num_layers is None else num_layers
     if not 1 <= kept <= num_teacher_layers:
         raise checks.num_layers_out_of_range(kept, num_teacher_layers)
-    every = range(num_teacher_layers)
-    bottom = {"first": kept, "last": 0, "first_last": (kept + 1) // 2}
+    if not first_stays:
+        return _choose(depth, num_teacher_layers, kept, scores)
+    others = _choose(depth, num_teacher_layers - 1, kept - 1, scores and scores[1:])
+    return (0, *(layer + 1 for layer in others))
+
+
+def _choose(
+    depth: str, num_all: int, num_kept: int, scores: Sequence[float] | None
+) -> tuple[int, ...]:
+    """The choice by name; keeping none is a choice too."""
+    every = range(num_all)
     if depth == "stride":
-        return tuple((i + 1) * num_teacher_layers // kept - 1 for i in range(kept))
-    return (*every[: bottom[depth]], *every[num_teacher_layers - kept + bottom[depth] :])
+        return tuple((i + 1) * num_all // num_kept - 1 for i in range(num_kept))
+    if depth == "importance":
+        if scores is None:
+            raise checks.calibration_missing()
+        ranked = sorted(every, key=lambda layer: -scores[layer])
+        return tuple(sorted(ranked[:num_kept]))
+    bottom = {"first": num_kept, "last": 0, "first_last": (num_kept + 1) // 2}[depth]
+    return (*every[:bottom], *every[num_all - num_kept + bottom :])
 
 
 def _check_list(

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mkd_fast.checks import student as checks
+from mkd_fast.layer_list import layers_of
 from mkd_fast.student.structure import offset_positions, padding_index, vocabulary_tensors
 from mkd_fast.student.vocabulary import TokenMap
 
@@ -131,7 +132,7 @@ def _check_nothing_left(
     layers: tuple[int, ...],
 ) -> None:
     """Adapters and the like, which the config does not describe, must not vanish silently."""
-    every = range(teacher.config.num_hidden_layers)
+    every = range(len(layers_of(teacher, layer_list)))
     dropped = tuple(f"{layer_list}.{i}." for i in every if i not in layers)
     used = {source.name for source in sources.values()}
     left = [

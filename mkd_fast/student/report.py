@@ -33,11 +33,13 @@ class CopyReport:
         layers: the teacher's layer that each layer of the student is, from 0.
         tensors: every tensor of the student's state_dict, in its order.
         parts: sizes by part; tensors that are tied count once.
+        layer_scores: how much each layer of the teacher changes hidden states, where that decided.
     """
 
     layers: tuple[int, ...]
     tensors: tuple[CopiedTensor, ...]
     parts: tuple[PartSize, ...]
+    layer_scores: tuple[float, ...] | None = None
 
     def to_markdown(self) -> str:
         """Sizes by part, with their sum, then the tensors, as two Markdown tables."""

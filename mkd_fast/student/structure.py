@@ -1,20 +1,11 @@
-"""What a model is made of, found from the model itself rather than from a table of names.
-
-A skeleton is the model that a config describes, built without memory on the meta device. Two
-skeletons that differ in one number of the config show which tensors that number shapes.
-"""
+"""What a model is made of, found from the model itself rather than from a table of names."""
 
 import copy
 
-import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-
-def skeleton(like: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """The model of the same class that config describes: shapes and names without memory."""
-    with torch.device("meta"):
-        return type(like)(config)
+from mkd_fast.skeleton import skeleton
 
 
 def vocabulary_tensors(model: PreTrainedModel) -> frozenset[str]:
@@ -46,3 +37,12 @@ def padding_index(model: PreTrainedModel, table: str) -> int:
     index = model.get_submodule(table).padding_idx
     assert isinstance(index, int)
     return index
+
+
+def drop_absent_modules(model: PreTrainedModel, like: PreTrainedModel) -> None:
+    """Set to None what `like` was built without, such as the pooler of BertModel."""
+    modules = dict(like.named_modules())
+    for name, _ in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if name and parent in modules and getattr(modules[parent], child, modules) is None:
+            setattr(model.get_submodule(parent), child, None)

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
-from transformers import AlbertConfig, AlbertModel, BertModel
+from transformers import BertModel
 
 from mkd_fast.layer_list import find_layer_list
 from mkd_fast.student import choose_layers, copy_init, copy_with_report, scratch_like
@@ -196,27 +196,6 @@ def test_weights_that_are_not_there_or_not_plain_are_refused(make_teacher):
     dense = quantised.classifier
     dense.weight = nn.Parameter(dense.weight.to(torch.int8), requires_grad=False)
     refuse(f"{rule}quantised weights. Dequantise it first.", quantised)
-
-
-def test_an_unknown_family_names_its_module_lists():
-    albert = AlbertModel(
-        AlbertConfig(
-            vocab_size=20, embedding_size=8, hidden_size=16, num_hidden_layers=3,
-            num_attention_heads=2, intermediate_size=16, max_position_embeddings=16,
-        )
-    )  # fmt: skip
-    rule = "AlbertModel must have one nn.ModuleList of config.num_hidden_layers = 3 layers, got "
-    lists = "these lists: 'encoder.albert_layer_groups' (1), "
-    refuse(rule + lists, albert)
-    refuse(f"{rule}layer_list='encoder.layers' among {lists}", albert, layer_list="encoder.layers")
-
-
-def test_naming_the_layer_list_works_where_two_would_fit(make_teacher):
-    teacher = make_teacher("Bert")
-    teacher.register_module("twins", nn.ModuleList(nn.Identity() for _ in range(5)))
-    refuse("these lists: 'bert.encoder.layer' (5), 'twins' (5). Name the one", teacher)
-    student = copy_init(teacher, [0], layer_list="bert.encoder.layer")
-    assert student.config.num_hidden_layers == 1
 
 
 def test_tensors_that_the_config_does_not_describe_are_refused(make_teacher):
