@@ -357,3 +357,23 @@ def shard_incomplete(has_group: bool, vocab_start: object, vocab_size: object) -
         f"vocab_size={vocab_size}",
         "Pass the first id of this process's columns, and how many are real on all of them.",
     )
+
+
+def no_bucket(kind: str) -> ValueError:
+    """Dropped tokens' mass needs a tail to go to."""
+    return value_error(
+        "TokenMap.target",
+        "dropped='bucket' is for a SparseTeacher with tail='bucket'",
+        kind,
+        "Leave dropped out: what the teacher says is then divided among the kept tokens.",
+    )
+
+
+def not_the_full_vocabulary(function: str, num_columns: int, num_needed: int) -> ValueError:
+    """A target that has been cut already, or of another teacher."""
+    return value_error(
+        function,
+        f"teacher must have the full vocabulary, at least {num_needed} columns",
+        f"{num_columns}",
+        "A target that has the student's columns needs no map.",
+    )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from mkd_fast.checks.wording import one_of as one_of
 from mkd_fast.checks.wording import type_error, value_error
@@ -260,4 +261,24 @@ def splits_differ(text: str, full: Sequence[str], trimmed: Sequence[str]) -> Val
         f"the trimmed tokenizer must split {text!r} into {list(full)}",
         f"{list(trimmed)}",
         "Add this text to those that token_ids_of_text sees, and leave its coverage at 1.",
+    )
+
+
+def words_by_id(name: str) -> ValueError:
+    """A setting of generation that spells words in ids."""
+    return value_error(
+        "copy_init",
+        "generation_config must name no words by their ids where the vocabulary is cut",
+        name,
+        f"Set teacher_model.generation_config.{name} = None, and the new ids on the student.",
+    )
+
+
+def token_map_damaged(path: Path, error: Exception) -> ValueError:
+    """A file that is not what TokenMap.save writes."""
+    return value_error(
+        "TokenMap.load",
+        f"{path} must be a token map, as TokenMap.save writes it",
+        f"{type(error).__name__}: {error}",
+        "Save it again: trim_tokenizer gives the map.",
     )
