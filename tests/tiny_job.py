@@ -1,9 +1,10 @@
-"""A whole recipe so small that it runs in seconds: an encoder, its tokenizer, and labelled text."""
+"""Whole recipes so small that they run in seconds: an encoder, its tokenizer, and text."""
 
 import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny_tokenizer import unigram
@@ -20,6 +21,9 @@ RECIPE = """
 [run]
 folder = "{folder}"
 device = "cpu"
+
+[task]
+kind = "{kind}"
 
 [data]
 source = "files"
@@ -50,7 +54,7 @@ checkpoint_every = 3
 log_every = 2
 """
 
-Row = dict[str, str]
+Row = dict[str, Any]
 
 
 def sentences(languages: Sequence[str], lamps: Sequence[str]) -> list[Row]:
@@ -97,16 +101,38 @@ def write_encoder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_job(folder: Path, run_folder: str = "run") -> Path:
+def tagged(rows: Sequence[Row], turn: int = 0) -> list[Row]:
+    """The same sentences as words: a room is an entity, and a lamp, with the action behind it.
+
+    Args:
+        rows: of ``sentences``.
+        turn: 1 puts the words of each into the other order.
+    """
+    found = []
+    for number, row in enumerate(rows):
+        action, room, lamp = row["text"].split()
+        is_behind = (number + turn) % 2
+        words = [lamp, action, room] if is_behind else [action, lamp, room]
+        tags = ["B-LAMP", "I-LAMP", "B-ROOM"] if is_behind else ["O", "B-LAMP", "B-ROOM"]
+        found.append({"tokens": words, "tags": tags, "language": row["language"]})
+    return found
+
+
+def write_job(folder: Path, run_folder: str = "run", *, is_tagged: bool = False) -> Path:
     """Encoder, text in two seen languages and one unseen, and the recipe; returns its path."""
-    train = write_rows(folder / "train.jsonl", sentences(("de", "en"), ("lamp", "light")))
-    test = write_rows(folder / "test.jsonl", sentences(("de", "en", "sw"), ("lantern",)))
+    train = sentences(("de", "en"), ("lamp", "light"))
+    test = sentences(("de", "en", "sw"), ("lantern",))
+    if is_tagged:
+        train = tagged(sentences(("de", "en"), ("lamp", "light", "lantern")))
+        test = tagged(test, turn=1)
     recipe = folder / "recipe.toml"
+    folder.mkdir(parents=True, exist_ok=True)
     recipe.write_text(
         RECIPE.format(
             folder=folder / run_folder,
-            train=train,
-            test=test,
+            kind="token_classification" if is_tagged else "sequence_classification",
+            train=write_rows(folder / "train.jsonl", train),
+            test=write_rows(folder / "test.jsonl", test),
             encoder=write_encoder(folder / "encoder"),
         ),
         encoding="utf-8",

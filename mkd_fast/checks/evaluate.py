@@ -55,6 +55,16 @@ def lengths_differ(
     )
 
 
+def tags_differ_in_number(num_predicted: int, num_true: int, num_languages: int) -> ValueError:
+    """A word without a predicted or a true tag."""
+    return value_error(
+        "score_spans",
+        "predicted and true must have a tag for every word of every sentence",
+        f"{num_predicted} and {num_true} sentences, {num_languages} languages, or other lengths",
+        "A word that has no token is predicted as 'O'.",
+    )
+
+
 def nothing_to_score(model: str) -> ValueError:
     """No samples."""
     return value_error(

@@ -89,6 +89,36 @@ def data_not_named(source: str, key: str) -> ValueError:
     )
 
 
+def source_of_another_task(source: str, kind: str) -> ValueError:
+    """Text without the labels that the task is about."""
+    return value_error(
+        "recipe: [task]",
+        f'source = "{source}" has a label for each text, which is "sequence_classification"',
+        repr(kind),
+        'Set data.source = "files" or "hub", and name tagged text.',
+    )
+
+
+def entity_types_without_tags(kind: str) -> ValueError:
+    """Types of entities where there are none."""
+    return value_error(
+        "recipe: [data]",
+        'entity_types belong to task.kind = "token_classification"',
+        repr(kind),
+        "Leave them out.",
+    )
+
+
+def other_ignore_index(found: int, wanted: int) -> ValueError:
+    """Labels are made here, and so is what stands for none."""
+    return value_error(
+        "recipe: [loss]",
+        f"loss.ignore_index must be {wanted}, the label of what has none",
+        repr(found),
+        "Leave it out.",
+    )
+
+
 def seen_and_unseen(languages: Iterable[str]) -> ValueError:
     """An unseen language is one that training does not see."""
     return value_error(

@@ -5,7 +5,7 @@ length, cuts the pools into batches and shuffles those. The result depends on it
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,19 @@ def collate(tokenised: TokenisedText, rows: Sequence[int]) -> Batch:
         labels=torch.from_numpy(tokenised.batch_labels(rows, mask)),
         sample_ids=torch.tensor(rows, dtype=torch.int64),
     )
+
+
+@dataclass(frozen=True)
+class EvaluationBatches:
+    """Batches of a tokenised text, longest first, as often as they are iterated over."""
+
+    text: TokenisedText
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield every row once."""
+        for rows in evaluation_batches(self.text.lengths, batch_size=self.batch_size):
+            yield collate(self.text, rows)
 
 
 def _check_sizes(

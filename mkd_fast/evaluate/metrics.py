@@ -1,6 +1,6 @@
 """Accuracy and macro-F1 for each language, with languages seen and unseen in training apart.
 
-Shapes: N samples, B samples of a batch, S tokens, C classes.
+Shapes: N samples or labelled tokens, B samples of a batch, S tokens, C classes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mkd_fast.checks import evaluate as checks
 from mkd_fast.evaluate.scores import LanguageScore, ModelScores, grouped
 
 _Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
+_NO_LABEL = -100
 _NO_PREDICTION = -1  # stands in for the class of a sample whose logits hold a NaN
 
 
@@ -35,7 +36,7 @@ class LabelledBatch(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """True classes, int64 [B]."""
+        """True classes, int64 [B], or [B, S] with -100 at tokens that have none."""
 
     @property
     def sample_ids(self) -> Tensor:
@@ -44,7 +45,10 @@ class LabelledBatch(Protocol):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted and true classes, int64 [N] each, in rising order of sample id."""
+    """Predicted and true classes, int64 [N] each, in rising order of sample id.
+
+    Where tokens have classes, those of a sample stand together, in their order.
+    """
 
     sample_ids: npt.NDArray[np.int64]
     predicted: npt.NDArray[np.int64]
@@ -54,37 +58,46 @@ class Predictions:
 def predict(
     model: nn.Module, batches: Iterable[LabelledBatch], device: torch.device | str
 ) -> Predictions:
-    """Most likely class of every sample, in inference mode, dropout off.
+    """Most likely class of every sample, or of every labelled token; dropout off.
 
     The classes stay on the device until the last batch: one transfer, no wait per batch. The
     model's training mode is put back afterwards.
 
     Args:
-        model: Sequence classifier, already on `device`; its output has `logits` [B, C].
+        model: Sequence classifier, already on `device`, whose output has `logits` [B, C]; or token
+            classifier, [B, S, C].
         batches: Batches in any order; each sample once.
         device: Where the token ids go.
 
     Raises:
         ValueError: No batches, a sample id given twice, or a NaN among a sample's logits.
     """
-    predicted, true, sample_ids = [], [], []
+    predicted, true, sample_ids, samples = [], [], [], []
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             for batch in batches:
-                logits_BC = model(
+                logits = model(
                     input_ids=batch.input_ids.to(device, non_blocking=True),
                     attention_mask=batch.attention_mask.to(device, non_blocking=True),
                 ).logits
-                is_nan_B = logits_BC.isnan().any(-1)
-                predicted.append(logits_BC.argmax(-1).masked_fill(is_nan_B, _NO_PREDICTION))
-                true.append(batch.labels)
-                sample_ids.append(batch.sample_ids)
+                classes = logits.argmax(-1).masked_fill(logits.isnan().any(-1), _NO_PREDICTION)
+                samples.append(batch.sample_ids)
+                of_labels, labels = batch.sample_ids, batch.labels
+                if labels.dim() > 1:
+                    tokens = (labels != _NO_LABEL).flatten().nonzero().squeeze(1)
+                    of_labels = of_labels.repeat_interleave(labels.shape[1])[tokens]
+                    labels = labels.flatten()[tokens]
+                    classes = classes.flatten()[tokens.to(device, non_blocking=True)]
+                predicted.append(classes)
+                true.append(labels)
+                sample_ids.append(of_labels)
     finally:
         model.train(was_training)
     if not predicted:
         raise checks.nothing_to_predict()
+    _check_each_once(_to_numpy(samples))
     return _ordered(_to_numpy(sample_ids), _to_numpy(predicted), _to_numpy(true))
 
 
@@ -181,11 +194,14 @@ def _ordered(
     predicted_N: npt.NDArray[np.int64],
     true_N: npt.NDArray[np.int64],
 ) -> Predictions:
-    order = np.argsort(sample_ids_N)
+    order = np.argsort(sample_ids_N, kind="stable")
     sample_ids_N, predicted_N, true_N = sample_ids_N[order], predicted_N[order], true_N[order]
-    repeated = sample_ids_N[1:][sample_ids_N[1:] == sample_ids_N[:-1]]
-    if repeated.size:
-        raise checks.sample_predicted_twice(int(repeated[0]))
-    if (no_class := sample_ids_N[predicted_N == _NO_PREDICTION]).size:
+    if (no_class := np.unique(sample_ids_N[predicted_N == _NO_PREDICTION])).size:
         raise checks.nan_logits(no_class[:5].tolist(), int(no_class.size))
     return Predictions(sample_ids_N, predicted_N, true_N)
+
+
+def _check_each_once(sample_ids_N: npt.NDArray[np.int64]) -> None:
+    ids, counts = np.unique(sample_ids_N, return_counts=True)
+    if (repeated := ids[counts > 1]).size:
+        raise checks.sample_predicted_twice(int(repeated[0]))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mkd_fast.checks import train as checks
+from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.losses.spec import LossSpec
 from mkd_fast.student.depth import DEPTHS
 from mkd_fast.teacher.cache.kinds import parse_keep
@@ -38,18 +39,34 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """``[task]``: what models learn to say.
+
+    Args:
+        kind: "sequence_classification", a label for each text; "token_classification", a tag for
+            each word, as for named entities.
+    """
+
+    kind: Literal["sequence_classification", "token_classification"] = "sequence_classification"
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """``[data]``: labelled text by language.
 
     Args:
         source: "home_intents" (built from PyPI packages), "files" or "hub".
-        train, test: files with columns text, label, language (JSONL, CSV, Parquet), or split
-            names of the hub dataset.
+        train, test: files with columns text, label, language (JSONL, CSV, Parquet), or, where
+            words are tagged, tokens, tags, language (JSONL, Parquet); or split names of the hub
+            dataset.
         seen: languages trained on; empty: all that the training text has, ``unseen`` excepted.
         unseen: languages only tested; empty: all that only the test text has.
         vocabulary_text: a text file, a sentence a line and no labels: with the training text in
             any language, what the student's vocabulary is chosen by. Unseen languages need it.
-        hub_name, hub_config, text_column, label_column, language_column: for "hub".
+        hub_name, hub_config, text_column, label_column, language_column: for "hub". Where words
+            are tagged, text_column and label_column hold lists.
+        entity_types: for token classification, the types of entities that count; words of others
+            are read as "O". Empty: all of the training text, and tested text may have no other.
         train_per_intent, test_per_intent: for "home_intents", sentences a language and intent.
         text_prefix: put before every text when it is tokenised ("query: " for E5 models).
         max_length: longest sequence, in tokens.
@@ -66,6 +83,7 @@ class DataConfig:
     text_column: str = "text"
     label_column: str = "label"
     language_column: str = "language"
+    entity_types: tuple[str, ...] = ()
     train_per_intent: int = 20
     test_per_intent: int = 8
     text_prefix: str = ""
@@ -121,7 +139,8 @@ class TeacherConfig:
     """``[teacher]``: a name this package knows, a model folder, or a hub name.
 
     Args:
-        model: what ``AutoModelForSequenceClassification`` can load.
+        model: what the task's class of ``transformers`` can load, as
+            ``AutoModelForSequenceClassification``.
         finetuned: the model is a classifier of these labels already; use it as it is.
     """
 
@@ -227,6 +246,7 @@ class Config:
     """A whole recipe, resolved."""
 
     run: RunConfig = field(default_factory=RunConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     finetune: OptimConfig = field(default_factory=OptimConfig)
@@ -236,6 +256,15 @@ class Config:
     train: OptimConfig = field(default_factory=OptimConfig)
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        tags_words = self.task.kind == "token_classification"
+        if self.data.source == "home_intents" and tags_words:
+            raise checks.source_of_another_task(self.data.source, self.task.kind)
+        if self.data.entity_types and not tags_words:
+            raise checks.entity_types_without_tags(self.task.kind)
+        if self.loss.ignore_index != NO_LABEL and tags_words:
+            raise checks.other_ignore_index(self.loss.ignore_index, NO_LABEL)
 
 
 def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:

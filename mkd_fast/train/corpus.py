@@ -4,12 +4,25 @@ import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from mkd_fast.checks import train as checks
-from mkd_fast.data import HubSource, LabelledText, load_text
+from mkd_fast.data import HubSource, Text, load_text
 from mkd_fast.data.splits import normalised
 from mkd_fast.files import make_folder, read_json, write_atomically, write_json
 from mkd_fast.train.config import DataConfig
+
+T = TypeVar("T", bound=Text)
+
+
+class Read(Protocol):
+    """``load_text``, or what reads the text of another task."""
+
+    def __call__(
+        self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
+    ) -> Text:
+        """Text under known labels, or training text that defines them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,8 +36,8 @@ class Corpus:
             the student's vocabulary is chosen. Never test text.
     """
 
-    train: LabelledText
-    test: LabelledText
+    train: Text
+    test: Text
     vocabulary_text: list[str]
 
     @property
@@ -44,24 +57,30 @@ class Corpus:
         return tuple(sorted(set(self.test.languages_present) - set(self.seen)))
 
 
-def make(config: DataConfig, seed: int, label_names: Sequence[str] | None = None) -> Corpus:
+def make(
+    config: DataConfig,
+    seed: int,
+    label_names: Sequence[str] | None = None,
+    read: Read = load_text,
+) -> Corpus:
     """Build or read the text that ``[data]`` asks for.
 
     Args:
         config: the section.
         seed: of the split and the sentences that are built.
         label_names: of a teacher that is a classifier already; None takes the text's.
+        read: the task's reader of files and datasets.
     """
     if config.source == "home_intents":
         corpus = _home_intents(config, seed)  # which refuses text that leaks
         if label_names is not None and tuple(label_names) != corpus.train.label_names:
             raise checks.labels_of_another_task(label_names, corpus.train.label_names)
         return corpus
-    train = load_text(_source(config, "train"), label_names=label_names)
-    test = load_text(_source(config, "test"), label_names=train.label_names)
+    train = read(_source(config, "train"), label_names=label_names)
+    test = read(_source(config, "test"), label_names=train.label_names)
     seen = set(config.seen or train.languages_present) - set(config.unseen)
     unseen = set(config.unseen or test.languages_present) - seen
-    vocabulary_text = train.texts + _lines(config.vocabulary_text)
+    vocabulary_text = [*train.texts, *_lines(config.vocabulary_text)]
     train = _in_languages(train, seen)
     test = _in_languages(test, unseen | seen & set(test.languages_present))
     return Corpus(train, test, vocabulary_text)
@@ -107,7 +126,7 @@ def _source(config: DataConfig, part: str) -> str | HubSource:
     )
 
 
-def _in_languages(text: LabelledText, languages: Set[str]) -> LabelledText:
+def _in_languages(text: T, languages: Set[str]) -> T:
     absent = sorted(languages - set(text.languages_present))
     if absent or not languages:
         raise checks.language_without_text(absent, text.languages_present)
@@ -128,21 +147,18 @@ def discard(folder: Path) -> None:
     (folder / "labels.json").unlink(missing_ok=True)
 
 
-def load(folder: Path) -> Corpus | None:
+def load(folder: Path, read: Read = load_text) -> Corpus | None:
     """What ``save`` wrote, or None where it did not come to its end."""
     label_names = read_json(folder / "labels.json")
     if label_names is None:
         return None
     return Corpus(
-        load_text(folder / "train.jsonl", label_names=label_names),
-        load_text(folder / "test.jsonl", label_names=label_names),
+        read(folder / "train.jsonl", label_names=label_names),
+        read(folder / "test.jsonl", label_names=label_names),
         read_json(folder / "vocabulary.json"),
     )
 
 
-def _write_jsonl(text: LabelledText, path: Path) -> None:
-    rows = [
-        {"text": sentence, "label": text.label_names[label], "language": language}
-        for sentence, label, language in zip(text.texts, text.labels, text.languages, strict=True)
-    ]
-    write_atomically(path, [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows])
+def _write_jsonl(text: Text, path: Path) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in text.rows())
+    write_atomically(path, [line.encode() for line in lines])

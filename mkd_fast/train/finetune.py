@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from mkd_fast import progress
-from mkd_fast.data import LabelledText, tokenise
+from mkd_fast.data import Text
 from mkd_fast.files import read_json, write_json
 from mkd_fast.packaged import home_folder
 from mkd_fast.teacher.cache import fingerprint_model
 from mkd_fast.train import models
 from mkd_fast.train.config import Config
 from mkd_fast.train.loop import FitResult, fit
+from mkd_fast.train.task_kinds import TaskKind
 from mkd_fast.train.tasks import LabelTask
 
 
@@ -41,13 +42,14 @@ class FinetunedTeacher:
 
 
 def finetuned_teacher(
-    model: str, text: LabelledText, config: Config, device: torch.device, name: str
+    model: str, text: Text, kind: TaskKind, config: Config, device: torch.device, name: str
 ) -> FinetunedTeacher:
     """Fine-tune a pretrained model on labelled text, or find that this was done before.
 
     Args:
         model: folder or hub name of the pretrained model.
-        text: what it is trained on.
+        text: what it is trained on; another task's is another text.
+        kind: the task.
         config: ``[finetune]``, ``[data]`` (prefix, length) and ``[run]`` (seed) decide, with model
             and text, whether an earlier teacher is the same one.
         device: where it is trained.
@@ -69,14 +71,11 @@ def finetuned_teacher(
         progress.say(f"teacher: fine-tuned before, {teacher.folder}")
         return teacher
     progress.say(f"teacher: fine-tuning {model}")
-    classifier = models.load_classifier(model, text.label_names, seed=config.run.seed)
-    tokenizer = models.load_tokenizer(model)
-    tokens = tokenise(
-        text,
-        tokenizer,
-        max_length=config.data.max_length,
-        text_prefix=config.data.text_prefix,
+    classifier = models.load_classifier(
+        model, text.label_names, seed=config.run.seed, auto_class=kind.auto_class
     )
+    tokenizer = models.load_tokenizer(model)
+    tokens = kind.tokenise(text, tokenizer)
     checkpoint_path = teacher.home / "checkpoint.pt"
     result = fit(
         models.to_device(classifier, device),

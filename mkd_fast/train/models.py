@@ -30,17 +30,28 @@ def told_by_name(name: str) -> Iterator[None]:
         raise checks.model_not_loaded(name, error) from error
 
 
-def load_classifier(name: str, label_names: tuple[str, ...], *, seed: int = 0) -> "PreTrainedModel":
-    """A sequence classifier of these labels, in float32, with a new head where it has none.
+SEQUENCE = "AutoModelForSequenceClassification"
+
+
+def load_classifier(
+    name: str, label_names: tuple[str, ...], *, seed: int = 0, auto_class: str = SEQUENCE
+) -> "PreTrainedModel":
+    """A classifier of these labels, in float32, with a new head where it has none.
+
+    Args:
+        name: folder or hub name.
+        label_names: in the order of its logits.
+        seed: of a new head.
+        auto_class: of ``transformers``: what is classified.
 
     Raises:
         ValueError: transformers cannot load it; the message names it.
     """
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
     torch.manual_seed(seed)
     with told_by_name(name), quiet_transformers():  # a new head is what is asked for
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        model: PreTrainedModel = getattr(transformers, auto_class).from_pretrained(
             name,
             num_labels=len(label_names),
             id2label=dict(enumerate(label_names)),
@@ -50,21 +61,23 @@ def load_classifier(name: str, label_names: tuple[str, ...], *, seed: int = 0) -
     return model
 
 
-def stream_classifier(name: str, device: torch.device, max_memory_bytes: int) -> "StreamedTeacher":
+def stream_classifier(
+    name: str, device: torch.device, max_memory_bytes: int, auto_class: str = SEQUENCE
+) -> "StreamedTeacher":
     """A fine-tuned classifier that runs layer by layer from its files, in float32.
 
     Raises:
         ValueError: transformers cannot load it, or it has no classification head.
         RuntimeError: accelerate is not installed.
     """
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
     from mkd_fast.teacher.streamed import StreamedTeacher
 
     with told_by_name(name):
         return StreamedTeacher(
             name,
-            AutoModelForSequenceClassification,
+            getattr(transformers, auto_class),
             dtype=torch.float32,
             device=device,
             max_memory_bytes=max_memory_bytes,

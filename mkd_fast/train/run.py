@@ -8,17 +8,15 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkd_fast import progress
-from mkd_fast.checks import train as checks
-from mkd_fast.data import TokenisedText, tokenise
-from mkd_fast.data.batches import Batch, collate, evaluation_batches
-from mkd_fast.environment import environment
-from mkd_fast.evaluate.metrics import predict, score_languages
+from mkd_fast.data import TokenisedText
+from mkd_fast.data.batches import EvaluationBatches
+from mkd_fast.evaluate.metrics import predict
 from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
 from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.files import read_json, write_atomically, write_json
@@ -38,10 +36,12 @@ from mkd_fast.teacher.pretrained import resolve_model
 from mkd_fast.teacher.repair import repair
 from mkd_fast.train import corpus as corpora
 from mkd_fast.train import models
-from mkd_fast.train.config import Config, OptimConfig, to_dict
+from mkd_fast.train.config import Config, OptimConfig
 from mkd_fast.train.device import choose_device
 from mkd_fast.train.finetune import FinetunedTeacher, finetuned_teacher
+from mkd_fast.train.folder import claim_folder
 from mkd_fast.train.loop import FitResult, fit
+from mkd_fast.train.task_kinds import kind_of
 from mkd_fast.train.tasks import DistillTask
 
 if TYPE_CHECKING:
@@ -59,23 +59,6 @@ SHOWN_AS = {
 }
 
 
-# The folder may have moved, and memory decides how a teacher runs, not what it says.
-_OF_NO_EFFECT = {("run", "folder"), ("capture", "max_memory")}
-
-
-@dataclass(frozen=True)
-class EvaluationBatches:
-    """Batches of a tokenised text, longest first, as often as they are iterated over."""
-
-    text: TokenisedText
-    batch_size: int
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield every row once."""
-        for rows in evaluation_batches(self.text.lengths, batch_size=self.batch_size):
-            yield collate(self.text, rows)
-
-
 class Run:
     """One recipe's run.
 
@@ -90,35 +73,21 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.kind = kind_of(config)
         self.folder = Path(config.run.folder)
         self.device = choose_device(config.run.device)
         self.metrics_path = self.folder / "metrics.jsonl"
-        self._claim_folder()
-
-    def _claim_folder(self) -> None:
-        path = self.folder / "run.json"
-        others = {child.name for child in self.folder.glob("*")} - {path.name, f"{path.name}.tmp"}
-        resolved = to_dict(self.config)
-        found = read_json(path)
-        if found is None:
-            if others:
-                raise checks.folder_of_other_files(self.folder, min(others))
-        elif differing := _differing(found["config"], resolved):
-            if others - {"data"}:
-                raise checks.folder_of_another_run(self.folder, differing)
-            corpora.discard(self.folder / "data")  # no more is made yet: the recipe may change
-        else:
-            return
-        write_json(path, {"config": resolved, **environment()})
+        claim_folder(self.folder, config)
 
     @cached_property
     def corpus(self) -> corpora.Corpus:
         """The text."""
         folder = self.folder / "data"
-        corpus = corpora.load(folder)
+        corpus = corpora.load(folder, self.kind.read)
         if corpus is None:
             progress.say("data: collecting labelled text")
-            corpus = corpora.make(self.config.data, self.config.run.seed, self._known_labels())
+            data, seed = self.config.data, self.config.run.seed
+            corpus = corpora.make(data, seed, self._known_labels(), self.kind.read)
             corpora.save(corpus, folder)
         unseen = " ".join(corpus.unseen) or "no other"
         progress.say(
@@ -149,7 +118,7 @@ class Run:
         model = resolve_model(self.config.teacher.model)
         _ = self.kept_layers  # a depth that the teacher does not have is told before it is trained
         return finetuned_teacher(
-            model, self.corpus.train, self.config, self.device, SHOWN_AS[TEACHER]
+            model, self.corpus.train, self.kind, self.config, self.device, SHOWN_AS[TEACHER]
         )
 
     @cached_property
@@ -160,18 +129,20 @@ class Run:
         return str(self.finetuned.folder)
 
     def _tokenised(self, folder: str | Path, part: str) -> TokenisedText:
-        data = self.config.data
-        return tokenise(
-            getattr(self.corpus, part),
-            models.load_tokenizer(str(folder)),
-            max_length=data.max_length,
-            text_prefix=data.text_prefix,
-        )
+        tokenizer = models.load_tokenizer(str(folder))
+        tokens = self.kind.tokenise(getattr(self.corpus, part), tokenizer)
+        if str(folder) == self.teacher_folder and (lost := self.kind.what_is_lost(tokens)):
+            progress.say(f"data: in {part}, {lost}")
+        return tokens
 
     @cached_property
     def teacher_text(self) -> TokenisedText:
         """The training text in the teacher's token ids."""
         return self._tokenised(self.teacher_folder, "train")
+
+    def _loaded(self, folder: str | Path) -> "PreTrainedModel":
+        labels = self.corpus.train.label_names
+        return models.load_classifier(str(folder), labels, auto_class=self.kind.auto_class)
 
     @cached_property
     def matched_layers(self) -> tuple[tuple[int, int], ...]:
@@ -237,9 +208,11 @@ class Run:
         """The teacher in memory, or streamed in as much as ``[capture] max_memory`` allows."""
         num_bytes = self.config.capture.max_memory_bytes
         if num_bytes is None:
-            yield models.load_classifier(self.teacher_folder, self.corpus.train.label_names)
+            yield self._loaded(self.teacher_folder)
             return
-        with models.stream_classifier(self.teacher_folder, self.device, num_bytes) as streamed:
+        with models.stream_classifier(
+            self.teacher_folder, self.device, num_bytes, self.kind.auto_class
+        ) as streamed:
             progress.say(
                 f"capture: layer by layer, {streamed.num_layers} of them, in {num_bytes:,} bytes"
             )
@@ -251,8 +224,7 @@ class Run:
         folder = self.folder / COPIED
         if folder.exists():
             return folder
-        label_names = self.corpus.train.label_names
-        teacher = models.load_classifier(self.teacher_folder, label_names)
+        teacher = self._loaded(self.teacher_folder)
         tokenizer = models.load_tokenizer(self.teacher_folder)
         keep = None
         if self.config.student.vocabulary == "used":
@@ -291,7 +263,7 @@ class Run:
         if folder.exists():
             return folder
         config, spec = self.config.train, self.config.loss
-        model = models.load_classifier(str(self.copied), self.corpus.train.label_names)
+        model = self._loaded(self.copied)
         if name == SCRATCH:
             model = scratch_like(model, self.config.run.seed)
             scratch = self.config.scratch
@@ -334,19 +306,15 @@ class Run:
         """Scores per language, size and cost of one model."""
         path = self.folder / "scores" / f"{name}.json"
         folder = self.model_folder(name)
-        model = models.load_classifier(folder, self.corpus.train.label_names)
+        model = self._loaded(folder)
         if (scores := read_json(path)) is None:
             text = self._tokenised(folder, "test")
             batches = EvaluationBatches(text, self.config.evaluate.batch_size)
             with progress.bar(f"evaluate {SHOWN_AS[name]}", len(text)) as bar:
                 shown = bar.over(batches, lambda batch: len(batch.labels))
                 found = predict(models.to_device(model, self.device), shown, self.device)
-            scores = score_languages(
-                SHOWN_AS[name],
-                found.predicted,
-                found.true,
-                self.corpus.test.languages,
-                seen_languages=self.corpus.seen,
+            scores = self.kind.score(
+                SHOWN_AS[name], found, self.corpus.test, text, self.corpus.seen
             ).to_dict()
             write_json(path, scores)
         return ModelResult(
@@ -369,18 +337,3 @@ class Run:
             paths.insert(0, self.finetuned.metrics_path)
         texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
         return [json.loads(line) for text in texts for line in text.splitlines()]
-
-
-def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """``section.key: was A, is B`` for each key in which two resolved recipes differ.
-
-    A key that an older version did not know has its default there.
-    """
-    defaults = json.loads(json.dumps(to_dict(Config())))
-    differing = []
-    for section, values in json.loads(json.dumps(wanted)).items():
-        for key, value in values.items():
-            was = found.get(section, {}).get(key, defaults[section][key])
-            if was != value and (section, key) not in _OF_NO_EFFECT:
-                differing.append(f"{section}.{key}: was {was!r}, is {value!r}")
-    return differing

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from mkd_fast.data.batches import collate, length_grouped_batches
-from mkd_fast.data.tokens import TokenisedText
+from mkd_fast.data.tokens import NO_LABEL, TokenisedText
 from mkd_fast.losses import LossOutput, LossSpec, kd_loss
 from mkd_fast.teacher.cache import TeacherCache
 from mkd_fast.train.loop import Step
@@ -16,7 +16,7 @@ from mkd_fast.train.loop import Step
 
 @dataclass(frozen=True)
 class LabelTask:
-    """Cross-entropy with the labels: fine-tuning.
+    """Cross-entropy with the labels, of samples or of tokens: fine-tuning.
 
     Args:
         text: what is trained on, in the model's token ids.
@@ -39,10 +39,12 @@ class LabelTask:
         return Step(collate(self.text, rows))
 
     def loss(self, model: nn.Module, step: Step) -> LossOutput:
-        """Mean cross-entropy."""
+        """Mean cross-entropy over what has a label; 0 where nothing has."""
         batch = step.batch
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        loss = functional.cross_entropy(logits.float(), batch.labels)
+        labels = batch.labels.flatten()
+        loss = functional.cross_entropy(logits.flatten(0, -2).float(), labels, reduction="sum")
+        loss = loss / (labels != NO_LABEL).sum().clamp(min=1)
         nothing = loss.new_zeros(())
         return LossOutput(loss, kd=nothing, ce=loss.detach(), hidden=nothing)
 
@@ -50,6 +52,8 @@ class LabelTask:
 @dataclass(frozen=True)
 class DistillTask(LabelTask):
     """``kd_loss`` against what a teacher left in its cache.
+
+    Where tokens have labels, those count that have one: the first pieces of words.
 
     Args:
         teacher_text: the same text in the teacher's token ids, to compare with the cache's.

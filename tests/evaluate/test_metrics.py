@@ -251,3 +251,48 @@ def test_predict_never_waits_for_a_batch() -> None:
 def test_bad_batches(batches: list[Batch], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         predict(OneHot(), batches, "cpu")
+
+
+# --- predict, where tokens have classes ---
+
+
+class OneHotTokens(nn.Module):
+    """Class c for the token id c; NaN for id 3."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        logits = nn.functional.one_hot(input_ids, 4).float()
+        return SimpleNamespace(logits=logits.masked_fill(input_ids[..., None] == 3, math.nan))
+
+
+def token_batch(ids: list[list[int]], labels: list[list[int]], sample_ids: list[int]) -> Batch:
+    input_ids = torch.tensor(ids)
+    labels_t, samples = torch.tensor(labels), torch.tensor(sample_ids)
+    return Batch(input_ids, torch.ones_like(input_ids), labels_t, samples)
+
+
+def test_labelled_tokens_are_predicted_in_their_order() -> None:
+    batches = [
+        token_batch([[3, 2, 1, 0], [0, 0, 2, 3]], [[-100, 2, 2, -100], [1, 0, -100, -100]], [7, 2]),
+        token_batch([[1, 2]], [[-100, 0]], [5]),
+    ]
+    result = predict(OneHotTokens(), batches, "cpu")
+    assert result.sample_ids.tolist() == [2, 2, 5, 7, 7]
+    assert result.predicted.tolist() == [0, 0, 2, 2, 1]
+    assert result.true.tolist() == [1, 0, 0, 2, 2]
+
+
+def test_a_sample_without_a_labelled_token_has_no_prediction() -> None:
+    result = predict(OneHotTokens(), [token_batch([[1], [2]], [[-100], [2]], [0, 1])], "cpu")
+    assert result.sample_ids.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        ([token_batch([[3, 3]], [[1, 1]], [4])], "NaN for 1 samples, the first of them [4]"),
+        ([token_batch([[1]], [[-100]], [4])] * 2, "got sample id 4 twice"),
+    ],
+)
+def test_bad_batches_of_tokens(batches: list[Batch], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        predict(OneHotTokens(), batches, "cpu")

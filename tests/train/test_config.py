@@ -17,6 +17,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 # A value other than the default for every key, as TOML gives it.
 EVERY_KEY = {
     "run": {"folder": "here", "seed": 3, "device": "cpu"},
+    "task": {"kind": "token_classification"},
     "data": {
         "source": "hub",
         "train": "train",
@@ -29,6 +30,7 @@ EVERY_KEY = {
         "text_column": "utt",
         "label_column": "intent",
         "language_column": "locale",
+        "entity_types": ["PER"],
         "train_per_intent": 2,
         "test_per_intent": 1,
         "text_prefix": "query: ",
@@ -66,7 +68,6 @@ EVERY_KEY = {
         "temperature_squared": False,
         "beta": 0.25,
         "alpha_beta": [0.3, 0.7],
-        "ignore_index": -1,
         "reduction": "sum",
         "softcap": 30.0,
         "teacher_softcap": 20.0,
@@ -91,7 +92,8 @@ def test_every_key_of_every_section_arrives():
     defaults = to_dict(Config())
     for section, values in EVERY_KEY.items():
         if section != "train":  # of the same class as finetune
-            assert set(values) == set(defaults[section])
+            kept = {"ignore_index"} if section == "loss" else set()  # the labels are this package's
+            assert set(values) == set(defaults[section]) - kept
         for key, value in values.items():
             assert resolved[section][key] == value != defaults[section][key]
 
@@ -256,3 +258,34 @@ def test_whatever_stands_in_a_recipe_is_taken_or_refused_in_our_words(section, k
     else:
         written = json.loads(json.dumps(to_dict(config)))
         assert repr(from_dict(written)) == repr(config)  # by repr: nan is not itself
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param(
+            {"task": {"kind": "token_classification"}, "data": {"source": "home_intents"}},
+            'source = "home_intents" has a label for each text',
+            id="text without tags",
+        ),
+        pytest.param(
+            {"data": {"entity_types": ["PER"]}},
+            'entity_types belong to task.kind = "token_classification", got \'sequence_classi',
+            id="types without entities",
+        ),
+        pytest.param(
+            {"task": {"kind": "token_classification"}, "loss": {"ignore_index": -1}},
+            "loss.ignore_index must be -100, the label of what has none, got -1.",
+            id="another label for nothing",
+        ),
+        pytest.param(
+            {"task": {"kind": "token_clasification"}},
+            "kind must be a known name, got 'token_clasification'. "
+            "Did you mean 'token_classification'?",
+            id="misspelt",
+        ),
+    ],
+)
+def test_a_task_and_its_data_go_together(content, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        from_dict(content)

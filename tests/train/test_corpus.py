@@ -97,14 +97,13 @@ def test_test_files_must_be_named(files):
         corpora.make(DataConfig(train=files["train"]), seed=0)
 
 
-def test_the_hub_is_asked_with_the_recipe_s_names(monkeypatch):
+def test_the_hub_is_asked_with_the_recipe_s_names():
     asked = []
 
-    def load_text(source, *, label_names=None):
+    def read(source, *, label_names=None):
         asked.append((source, label_names))
         return text([("a", "on", "en"), ("b", "off", "en")])
 
-    monkeypatch.setattr(corpora, "load_text", load_text)
     config = DataConfig(
         source="hub",
         hub_name="AmazonScience/massive",
@@ -115,7 +114,7 @@ def test_the_hub_is_asked_with_the_recipe_s_names(monkeypatch):
         label_column="intent",
         language_column="locale",
     )
-    corpora.make(config, seed=0)
+    corpora.make(config, seed=0, read=read)
     (train, no_labels), (test, labels) = asked
     names = (train.name, train.config, train.text_column, train.label_column, train.language_column)
     assert names == ("AmazonScience/massive", "all_1.1", "utt", "intent", "locale")

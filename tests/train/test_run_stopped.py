@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import killed_training_job
 import pytest
 from tiny_problem import metric_rows
 
@@ -121,25 +122,8 @@ def tmp_folder(recipe):
     return Path(load(recipe).run.folder)
 
 
-KILLED = """
-import os, signal, sys
-import torch
-import mkd_fast
-from mkd_fast.train.tasks import DistillTask
-torch.set_num_threads(1)
-loss, steps = DistillTask.loss, []
-def killing(*args):
-    steps.append(args)
-    if len(steps) == 8:  # the last checkpoint is of step 6
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss(*args)
-DistillTask.loss = killing
-mkd_fast.distill(sys.argv[1])
-"""
-
-
 def test_killed_while_training(finished, recipe, monkeypatch):
-    command = [sys.executable, "-c", KILLED, str(recipe)]
+    command = [sys.executable, killed_training_job.__file__, str(recipe)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == -signal.SIGKILL, ran.stderr
     monkeypatch.setattr("mkd_fast.train.finetune.fit", pytest.fail)
