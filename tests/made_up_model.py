@@ -11,13 +11,19 @@ from transformers.modeling_outputs import BaseModelOutput
 class MadeUpConfig(PretrainedConfig):
     model_type = "made_up"
 
-    def __init__(self, num_blocks: int = 4, breadth: int = 4, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_blocks: int = 4,
+        breadth: int = 4,
+        slopes: list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.num_blocks = num_blocks
         self.breadth = breadth  # the same number, and no count of layers
         self.hidden_size = 2 * breadth
         self.vocab_size = 20
-        self.slopes = [0.5 + block for block in range(num_blocks)]
+        self.slopes = slopes or [0.5 + block for block in range(num_blocks)]
 
 
 class Block(nn.Module):

@@ -1,11 +1,15 @@
 """Tiny random models of every family that a student can be copied from, with every kind of head."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import transformers as hf
+from torch import nn
 from transformers.models.auto import modeling_auto as auto
+
+from mkd_fast.layer_list import find_layer_list
 
 VOCAB_SIZE, NUM_LAYERS = 40, 6
 SHAPE = {
@@ -133,3 +137,23 @@ def outputs(model: Any, **batch: torch.Tensor) -> list[torch.Tensor]:
     with torch.no_grad():
         found = model(**batch, output_hidden_states=True)
     return [found[0], *found.hidden_states]
+
+
+def with_layers(teacher: Any, layers: Sequence[int], layer_list: str | None = None) -> Any:
+    """The teacher itself with a shorter list of layers: what a depth copy has to equal."""
+    shorter = copy.deepcopy(teacher)
+    parent, _, child = find_layer_list("with_layers", teacher, layer_list).rpartition(".")
+    owner = shorter.get_submodule(parent)
+    setattr(owner, child, nn.ModuleList(getattr(owner, child)[layer] for layer in layers))
+    config = shorter.config.get_text_config()
+    config.num_hidden_layers = len(layers)
+    config.use_cache = False  # its layers still go by their old numbers
+    if getattr(config, "layer_types", None) is not None:  # by which Qwen and Gemma choose masks
+        config.layer_types = [config.layer_types[layer] for layer in layers]
+    return shorter
+
+
+def assert_equal(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> None:
+    """Bit for bit."""
+    for one, two in zip(found, wanted, strict=True):
+        assert torch.equal(one, two)
