@@ -20,10 +20,16 @@ from mkd_fast.skeleton import text_config
 from mkd_fast.student.layers import KeptLayers, keep_layers
 from mkd_fast.student.plan import Source, plan_copy, tied_names
 from mkd_fast.student.report import CopiedTensor, CopyReport, PartSize
-from mkd_fast.student.structure import drop_absent_modules, offset_positions, padding_index
+from mkd_fast.student.structure import (
+    drop_absent_modules,
+    embedding_prefixes,
+    offset_positions,
+    padding_index,
+    word_table,
+)
 from mkd_fast.student.vocabulary import TokenMap
 
-PARTS = ("word embeddings", "layers", "other embeddings", "head")
+PARTS = ("word embeddings", "other embeddings", "layers", "head")
 
 
 def copy_init(
@@ -183,16 +189,17 @@ def _report(
     )
     before, after = _sizes(teacher, layer_list), _sizes(student, layer_list)
     parts = tuple(PartSize(part, *before[part], *after[part]) for part in PARTS)
-    return CopyReport(kept.layers, tensors, parts, kept.scores)
+    return CopyReport(kept.layers, layer_list, tensors, parts, kept.scores)
 
 
 def _sizes(model: PreTrainedModel, layer_list: str) -> dict[str, tuple[int, int]]:
     """Parameters and bytes of each part, tensors that are tied counted once."""
-    words = model.get_input_embeddings()
-    word_table = next(name for name, module in model.named_modules() if module is words)
-    embeddings = word_table.rpartition(".")[0]
+    words = word_table(model)
+    embeddings = embedding_prefixes(model, layer_list)
     # The first prefix that fits decides; the last one fits all.
-    prefixes = dict(zip(PARTS, (word_table, layer_list, embeddings, ""), strict=True))
+    prefixes = dict(
+        zip(PARTS, ((f"{words}.",), embeddings, (f"{layer_list}.",), ("",)), strict=True)
+    )
     sizes = dict.fromkeys(PARTS, (0, 0))
     weights = model.state_dict()
     for name, *_ in tied_names(model):

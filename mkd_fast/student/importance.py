@@ -42,8 +42,9 @@ def layer_changes(
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         before: Tensor = args[0] if args else kwargs["hidden_states"]
-        after = output[0] if isinstance(output, tuple) else output
-        changes[layer] = 1 - functional.cosine_similarity(before.float(), after.float(), dim=-1)
+        after: Tensor = output[0] if isinstance(output, tuple) else output
+        if before.shape == after.shape:
+            changes[layer] = 1 - functional.cosine_similarity(before.float(), after.float(), dim=-1)
 
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
     sums, num_tokens = torch.zeros(len(layers), dtype=torch.float64), 0

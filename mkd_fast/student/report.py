@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
+
+EVERY_TENSOR = "## Every tensor"
 
 
 @dataclass(frozen=True)
@@ -27,28 +30,36 @@ class PartSize:
 
 @dataclass(frozen=True)
 class CopyReport:
-    """The account of a copy.
+    """The account of a copy; printed, its summary.
 
     Attributes:
         layers: the teacher's layer that each layer of the student is, from 0.
+        layer_list: the name of the list of layers, in both.
         tensors: every tensor of the student's state_dict, in its order.
         parts: sizes by part; tensors that are tied count once.
         layer_scores: how much each layer of the teacher changes hidden states, where that decided.
     """
 
     layers: tuple[int, ...]
+    layer_list: str
     tensors: tuple[CopiedTensor, ...]
     parts: tuple[PartSize, ...]
     layer_scores: tuple[float, ...] | None = None
 
-    def to_markdown(self) -> str:
-        """Sizes by part, with their sum, then the tensors, as two Markdown tables."""
-        layers = " ".join(map(str, self.layers))
-        return f"Teacher layers kept: {layers}\n\n{self._sizes()}\n\n{self._origins()}\n"
-
     def __str__(self) -> str:
-        """The same text as to_markdown, which reads well in a terminal too."""
-        return self.to_markdown()
+        """Sizes by part, scores of layers if any, and groups of tensors, as Markdown tables."""
+        layers = " ".join(map(str, self.layers))
+        tables = (self._sizes(), *self._scores(), self._groups())
+        return f"Teacher layers kept: {layers}\n\n" + "\n\n".join(tables) + "\n"
+
+    def to_markdown(self) -> str:
+        """The summary, and then every tensor."""
+        rows = [
+            (f"`{row.name}`", f"`{row.source}`", row.how, " x ".join(map(str, row.shape)))
+            for row in self.tensors
+        ]
+        header = ("student tensor", "teacher tensor", "how", "shape")
+        return f"{self}\n{EVERY_TENSOR}\n\n{_table(header, rows, numbers_from=3)}\n"
 
     def _sizes(self) -> str:
         total = PartSize(
@@ -71,12 +82,47 @@ class CopyReport:
         header = ("part", "teacher parameters", "student parameters", "teacher MB", "student MB")
         return _table(header, rows, numbers_from=1)
 
-    def _origins(self) -> str:
+    def _scores(self) -> list[str]:
+        if self.layer_scores is None:
+            return []
         rows = [
-            (f"`{row.name}`", f"`{row.source}`", row.how, " x ".join(map(str, row.shape)))
-            for row in self.tensors
+            (str(layer), f"{score:.4f}", "yes" if layer in self.layers else "")
+            for layer, score in enumerate(self.layer_scores)
         ]
-        return _table(("student tensor", "teacher tensor", "how", "shape"), rows, numbers_from=3)
+        return [_table(("teacher layer", "change of hidden states", "kept"), rows, numbers_from=0)]
+
+    def _groups(self) -> str:
+        """Tensors of all layers, or of one module beside them, that came in the same way."""
+        groups: dict[tuple[str, str, str], list[CopiedTensor]] = {}
+        for row in self.tensors:
+            how = "tied" if row.how.startswith("tied to ") else row.how
+            groups.setdefault((*self._group(row.name), how), []).append(row)
+        rows = [
+            (*key, f"{len(group)}", "" if key[-1] == "tied" else f"{_parameters(group):,}")
+            for key, group in groups.items()
+        ]
+        header = ("of the student", "of the teacher", "how", "tensors", "parameters")
+        return _table(header, rows, numbers_from=3)
+
+    def _group(self, name: str) -> tuple[str, str]:
+        """The group of a tensor, and where it is from: the child of what holds the layers too."""
+        if name.startswith(f"{self.layer_list}."):
+            return f"`{self.layer_list}.*`", f"layers {' '.join(map(str, self.layers))}"
+        parts = name.split(".")
+        prefixes = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+        group = next(
+            prefix for prefix in prefixes if not f"{self.layer_list}.".startswith(f"{prefix}.")
+        )
+        return f"`{group}`", "the same"
+
+
+def _parameters(tensors: Sequence[CopiedTensor]) -> int:
+    return sum(prod(tensor.shape) for tensor in tensors)
+
+
+def summary_of(markdown: str) -> str:
+    """The summary at the beginning of a report that was kept as Markdown."""
+    return markdown.partition(f"\n{EVERY_TENSOR}\n")[0]
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers_from: int) -> str:

@@ -17,6 +17,27 @@ def vocabulary_tensors(model: PreTrainedModel) -> frozenset[str]:
     return frozenset(name for name, tensor in before.items() if tensor.shape != after[name].shape)
 
 
+def word_table(model: PreTrainedModel) -> str:
+    """The dotted name of the word embeddings."""
+    words = model.get_input_embeddings()
+    return next(str(name) for name, module in model.named_modules() if module is words)
+
+
+def embedding_prefixes(model: PreTrainedModel, layer_list: str) -> tuple[str, ...]:
+    """How names of embeddings begin, and of their norm where it shares a module with them alone.
+
+    What acts before the first layer would be the exact answer, but that takes a forward pass.
+    """
+    inside, block = f"{layer_list}.", f"{word_table(model).rpartition('.')[0]}."
+    tables = (
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and not name.startswith(inside)
+    )
+    has_own = block != "." and not inside.startswith(block)
+    return (*tables, block) if has_own else tuple(tables)
+
+
 def offset_positions(model: PreTrainedModel) -> str | None:
     """The name of the position table that counts from its padding index, if there is one.
 

@@ -29,3 +29,11 @@ def test_a_depth_copy_equals_running_only_those_layers(family, head, tmp_path):
     families.assert_equal(families.outputs(student), wanted)
     student.save_pretrained(tmp_path)
     families.assert_equal(families.outputs(type(student).from_pretrained(tmp_path)), wanted)
+
+
+@pytest.mark.parametrize("family", ["gpt-neox", "gemma3", "modernbert", "deberta-v3"])
+def test_a_teacher_that_was_cast_has_a_student_that_says_the_same(family):
+    teacher = families.make(family, "sequence").bfloat16()  # its rotary frequencies too
+    student = copy_init(teacher, KEPT)
+    oracle = families.with_layers(teacher, KEPT)
+    families.assert_equal(families.outputs(student), families.outputs(oracle))
