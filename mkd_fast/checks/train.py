@@ -134,6 +134,24 @@ def share_out_of_range(place: str, key: str, share: float) -> ValueError:
     return value_error(place, f"{key} must lie in [0, 1]", repr(share), "Write e.g. 0.1.")
 
 
+def coverage_out_of_range(coverage: float) -> ValueError:
+    """A share of the text's tokens."""
+    return value_error(
+        "recipe: [student]", "coverage must lie in (0, 1]", repr(coverage), "Write e.g. 0.999."
+    )
+
+
+def targets_of_other_tokens(coverage: float) -> ValueError:
+    """The student splits rare words otherwise than the teacher did."""
+    return value_error(
+        "recipe",
+        "student.coverage must be 1 where words are tagged or hidden states matched, which goes "
+        "token by token",
+        f"{coverage}",
+        "Leave it out, or set loss.hidden_weight and scratch.hidden_weight to 0.",
+    )
+
+
 def labels_of_another_task(teacher: Sequence[str], text: Sequence[str]) -> ValueError:
     """A ready classifier whose labels, in the order of its logits, are not the text's."""
     return value_error(

@@ -15,7 +15,8 @@ SparseTeacher
 
         log_z' = log_z + log(1 - d),   p'_k = p_k / (1 - d),   r' = r / (1 - d)
 
-    This is exact if they are, and else each log p'_k is too low by at most -log(1 - r').
+    This is exact if they are, and else each log p'_k is too low by at most -log(1 - r'). With
+    tail="renormalize" it does not matter: the target is p given an id that is listed and kept.
     ``dropped="bucket"`` leaves log_z as it is: every p_k, and the mass of "anything else", now
     r + d, are the teacher's own, exactly. But all that the student can say else are kept tokens, so
     these are asked to make up for d: right where the bucket is to mean "not one of the listed",

@@ -195,16 +195,22 @@ class StudentConfig:
         num_layers: layers kept; 0: half of them.
         vocabulary: "used" cuts the embeddings to the tokens of the training text (of every
             language where the source has such text), "all" keeps them.
+        coverage: of "used", the share of that text's tokens that the kept ones must make up, in
+            (0, 1]. Below 1 the rarest are left out and split into smaller pieces, so that hidden
+            states, which are matched token by token, cannot be.
     """
 
     depth: str | tuple[int, ...] = "stride"
     num_layers: int = 0
     vocabulary: Literal["used", "all"] = "used"
+    coverage: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.depth, str):
             checks.one_of("recipe: [student]", "depth", self.depth, DEPTHS)
         checks.not_negative("recipe: [student]", "num_layers", self.num_layers)
+        if not 0.0 < self.coverage <= 1.0:
+            raise checks.coverage_out_of_range(self.coverage)
 
 
 @dataclass(frozen=True)
@@ -265,6 +271,10 @@ class Config:
             raise checks.entity_types_without_tags(self.task.kind)
         if self.loss.ignore_index != NO_LABEL and tags_words:
             raise checks.other_ignore_index(self.loss.ignore_index, NO_LABEL)
+        weights = (self.loss.hidden_weight, self.scratch.enabled and self.scratch.hidden_weight)
+        splits_otherwise = self.student.vocabulary == "used" and self.student.coverage < 1.0
+        if splits_otherwise and (tags_words or any(weights)):
+            raise checks.targets_of_other_tokens(self.student.coverage)
 
 
 def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:

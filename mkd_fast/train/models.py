@@ -16,6 +16,7 @@ from mkd_fast.quiet import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from mkd_fast.student import TokenMap
     from mkd_fast.teacher.streamed import StreamedTeacher
 
 
@@ -117,9 +118,18 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
 
 
 def save_folder(
-    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast"
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    token_map: "TokenMap | None" = None,
 ) -> None:
     """Write model and tokenizer as ``from_pretrained`` reads them, then put the folder in place.
+
+    Args:
+        folder: where it will be.
+        model: to be written.
+        tokenizer: its own.
+        token_map: of a vocabulary that was cut, for targets of the whole one.
 
     Raises:
         OSError: the disk is full or not writable; no half-written folder is left.
@@ -131,6 +141,8 @@ def save_folder(
         with quiet_transformers():
             model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        if token_map is not None:
+            token_map.save(partial)
         partial.rename(folder)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

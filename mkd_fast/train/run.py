@@ -21,9 +21,15 @@ from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_
 from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.files import read_json, write_atomically, write_json
 from mkd_fast.losses import LossSpec
-from mkd_fast.student import check_same_splits, copy_with_report, scratch_like, used_token_ids
+from mkd_fast.student import (
+    TokenMap,
+    check_same_splits,
+    copy_with_report,
+    scratch_like,
+    token_ids_of_text,
+    trim_tokenizer,
+)
 from mkd_fast.student.depth import choose_layers
-from mkd_fast.student.tokenizer import trim_tokenizer
 from mkd_fast.teacher.cache import (
     Damage,
     Fingerprints,
@@ -226,12 +232,13 @@ class Run:
             return folder
         teacher = self._loaded(self.teacher_folder)
         tokenizer = models.load_tokenizer(self.teacher_folder)
-        keep = None
+        token_map = None
         if self.config.student.vocabulary == "used":
-            tokenizer, keep = self._trimmed(tokenizer)
+            tokenizer, token_map = self._trimmed(tokenizer)
+        keep = None if token_map is None else token_map.keep_token_ids
         student, report = copy_with_report(teacher, self.kept_layers, keep_token_ids=keep)
         write_atomically(self.folder / "copied.md", [report.to_markdown().encode()])
-        models.save_folder(folder, student, tokenizer)
+        models.save_folder(folder, student, tokenizer, token_map)
         before = sum(part.parameters_before for part in report.parts)
         after = sum(part.parameters_after for part in report.parts)
         progress.say(
@@ -242,8 +249,8 @@ class Run:
 
     def _trimmed(
         self, full: "PreTrainedTokenizerFast"
-    ) -> tuple["PreTrainedTokenizerFast", tuple[int, ...]]:
-        """The teacher's tokenizer cut to the text in use, and the token ids that it keeps."""
+    ) -> tuple["PreTrainedTokenizerFast", TokenMap]:
+        """The teacher's tokenizer cut to the text in use, and the map of its token ids."""
         data, corpus = self.config.data, self.corpus
         if corpus.unseen and data.source != "home_intents" and not data.vocabulary_text:
             progress.say(
@@ -251,11 +258,13 @@ class Run:
                 f"lack words of {' '.join(corpus.unseen)}; name text in them in "
                 'data.vocabulary_text, or set student.vocabulary = "all"'
             )
-        texts = [data.text_prefix + text for text in corpus.vocabulary_text]
-        used = [self.teacher_text.ids, *full(texts)["input_ids"]]
-        tokenizer, token_map = trim_tokenizer(full, used_token_ids(used, full))
-        check_same_splits(full, tokenizer, [data.text_prefix + t for t in corpus.train.texts])
-        return tokenizer, token_map.keep_token_ids
+        texts = (*corpus.train.texts, *corpus.vocabulary_text)
+        each_once = dict.fromkeys(data.text_prefix + text for text in texts)
+        coverage = self.config.student.coverage
+        tokenizer, token_map = trim_tokenizer(full, token_ids_of_text(each_once, full, coverage))
+        if coverage == 1.0:
+            check_same_splits(full, tokenizer, each_once)
+        return tokenizer, token_map
 
     def trained(self, name: str) -> Path:
         """The folder of a trained model: STUDENT, which starts as copied, or SCRATCH."""
@@ -279,7 +288,8 @@ class Run:
             seed=self.config.run.seed,
         )
         write_json(self.folder / "fits" / f"{name}.json", vars(result))
-        models.save_folder(folder, model.cpu(), models.load_tokenizer(str(self.copied)))
+        tokenizer = models.load_tokenizer(str(self.copied))
+        models.save_folder(folder, model.cpu(), tokenizer, TokenMap.load(self.copied))
         (self.folder / "checkpoints" / f"{name}.pt").unlink()
         return folder
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 from mkd_fast.data.batches import collate, length_grouped_batches
 from mkd_fast.data.tokens import NO_LABEL, TokenisedText
 from mkd_fast.losses import LossOutput, LossSpec, kd_loss
+from mkd_fast.student import TokenMap
 from mkd_fast.teacher.cache import TeacherCache
 from mkd_fast.train.loop import Step
 
@@ -61,12 +62,15 @@ class DistillTask(LabelTask):
         spec: the loss.
         matched_layers: pairs (hidden state of the student, hidden state of the teacher), as
             ``transformers`` numbers them; none where hidden states play no part.
+        token_map: of a student with fewer tokens than the teacher, where the logits are over
+            tokens; None where they are over labels, or the vocabulary is whole.
     """
 
     teacher_text: TokenisedText
     cache: TeacherCache
     spec: LossSpec
     matched_layers: tuple[tuple[int, int], ...]
+    token_map: TokenMap | None = None
 
     def read(self, rows: Sequence[int]) -> Step:
         """The padded batch and the teacher's outputs for it."""
@@ -88,9 +92,12 @@ class DistillTask(LabelTask):
             attention_mask=batch.attention_mask,
             output_hidden_states=bool(self.matched_layers),
         )
+        teacher = target.teacher
+        if self.token_map is not None:
+            teacher = self.token_map.target(teacher, spec=self.spec)
         return kd_loss(
             out.logits,
-            target.teacher,
+            teacher,
             batch.labels,
             student_hidden=[out.hidden_states[ours] for ours, _ in self.matched_layers],
             teacher_hidden=target.hidden,

@@ -56,7 +56,7 @@ EVERY_KEY = {
         "hidden_dtype": "int8",
         "max_memory": "2GiB",
     },
-    "student": {"depth": "last", "num_layers": 4, "vocabulary": "all"},
+    "student": {"depth": "last", "num_layers": 4, "vocabulary": "all", "coverage": 0.9},
     "loss": {
         "divergence": "alpha_beta",
         "temperature": 2.0,
@@ -123,6 +123,14 @@ def test_depth_is_a_name_or_a_list(tmp_path, depth, wanted):
     assert load(write(tmp_path, f"[student]\ndepth = {depth}")).student.depth == wanted
 
 
+@pytest.mark.parametrize(
+    "other", ['[student]\nvocabulary = "all"\n', "[scratch]\nenabled = false\n[student]\n"]
+)
+def test_rare_tokens_may_go_where_no_hidden_states_are_matched(tmp_path, other):
+    recipe = f"{other}coverage = 0.9\n[loss]\nhidden_weight = {int('all' in other)}"
+    assert load(write(tmp_path, recipe)).student.coverage == 0.9
+
+
 def test_whole_numbers_do_for_fractions(tmp_path):
     rate = load(write(tmp_path, "[train]\nlearning_rate = 1")).train.learning_rate
     assert (rate, type(rate)) == (1.0, float)
@@ -166,6 +174,17 @@ def test_whole_numbers_do_for_fractions(tmp_path):
         ('[capture]\nkeep = "topk:0"', ValueError, "got 'topk:0'"),
         ('[student]\ndepth = "strid"', ValueError, "[student]: depth must be a known name"),
         ("[student]\nnum_layers = -1", ValueError, "num_layers must be zero or positive, got -1"),
+        ("[student]\ncoverage = 0.0", ValueError, "coverage must lie in (0, 1], got 0.0."),
+        (
+            "[student]\ncoverage = 0.9\n[scratch]\nhidden_weight = 1",
+            ValueError,
+            "student.coverage must be 1 where words are tagged or hidden states matched",
+        ),
+        (
+            '[student]\ncoverage = 0.9\n[task]\nkind = "token_classification"',
+            ValueError,
+            "which goes token by token, got 0.9. Leave it out",
+        ),
         ("[train]\nwarmup = 10", ValueError, "warmup must lie in [0, 1], got 10.0."),
         ('[data]\nseen = ["a", "b"]\nunseen = ["b"]', ValueError, "seen or unseen, got b as both."),
         ("[train", ValueError, "must be TOML, got"),

@@ -14,6 +14,7 @@ from tiny_problem import metric_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import mkd_fast
+from mkd_fast.student import TokenMap
 from mkd_fast.teacher import TeacherCache
 from mkd_fast.train import models
 from mkd_fast.train.config import load
@@ -125,6 +126,7 @@ def test_the_student_loads_where_mkd_fast_is_not(finished, tmp_path):
         ({"student.depth": "[0, 2, 3]"}, "logits", (1, 3, 4), (0, 2, 3)),
         ({"student.depth": "first", "student.num_layers": "1"}, "logits", (1,), (0,)),
         ({"student.vocabulary": "all"}, "logits", (2, 4), (1, 3)),
+        ({"student.coverage": "0.8", "loss.hidden_weight": "0.0"}, "logits", (), (1, 3)),
         (
             {"data.text_prefix": "query: ", "finetune.freeze": "['embeddings']"},
             "logits",
@@ -155,6 +157,10 @@ def test_other_recipes(finished, recipe, change, keep, hidden_layers, layers):
         )
     cut = copied.config.vocab_size < teacher.config.vocab_size
     assert cut == (run.config.student.vocabulary == "used")
+    for folder in ("copied", STUDENT):
+        token_map = TokenMap.load(run.folder / folder)
+        kept = None if token_map is None else len(token_map.keep_token_ids)
+        assert kept == (copied.config.vocab_size if cut else None)
     hidden = [row["hidden"] for row in metric_rows(run.metrics_path)]
     assert all(value > 0 for value in hidden) if hidden_layers else not any(hidden)
 
