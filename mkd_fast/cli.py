@@ -57,8 +57,8 @@ def capture(
 @app.command()
 @_reports_errors
 def student(recipe: Recipe, set_: Settings = None) -> None:
-    """Copy-initialise the student from the fine-tuned teacher."""
-    _ = _run(recipe, set_).copied
+    """Copy-initialise the student from the fine-tuned teacher, and say what came from where."""
+    typer.echo(_run(recipe, set_).origins)
 
 
 @app.command()

@@ -103,15 +103,29 @@ def collate(tokenised: TokenisedText, rows: Sequence[int]) -> Batch:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """Batches of a tokenised text, longest first, as often as they are iterated over."""
+    """Batches of a tokenised text, longest first, as often as they are iterated over.
+
+    Args:
+        text: its rows.
+        batch_size: rows in a batch, but for the last one.
+        max_rows: at most so many, at equal distances; None: all.
+    """
 
     text: TokenisedText
     batch_size: int
+    max_rows: int | None = None
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows that are in some batch, rising."""
+        num_rows = len(self.text) if self.max_rows is None else min(self.max_rows, len(self.text))
+        return [number * len(self.text) // num_rows for number in range(num_rows)]
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield every row once."""
-        for rows in evaluation_batches(self.text.lengths, batch_size=self.batch_size):
-            yield collate(self.text, rows)
+        rows = self.rows
+        for chosen in evaluation_batches(self.text.lengths[rows], batch_size=self.batch_size):
+            yield collate(self.text, [rows[number] for number in chosen])
 
 
 def _check_sizes(

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mkd_fast.checks import student as checks
-from mkd_fast.layer_list import find_layer_list
+from mkd_fast.layer_list import find_layer_list, layers_of
 from mkd_fast.skeleton import text_config
+from mkd_fast.student.depth import choose_layers
+from mkd_fast.student.importance import layer_changes
 from mkd_fast.student.layers import KeptLayers, keep_layers
 from mkd_fast.student.plan import Source, plan_copy, tied_names
 from mkd_fast.student.report import CopiedTensor, CopyReport, PartSize
@@ -99,7 +101,8 @@ def copy_with_report(
         raise checks.width_copy_missing(hidden_size, width)
     token_map = _token_map(teacher_model, keep_token_ids)
     list_name = find_layer_list("copy_init", teacher_model, layer_list)
-    kept = keep_layers(teacher_model, list_name, depth, num_layers, calibration)
+    scores = _scores(teacher_model, list_name, depth, num_layers, calibration)
+    kept = keep_layers(teacher_model, list_name, depth, num_layers, scores)
 
     student = _empty_student(teacher_model, kept.config, token_map)
     sources = plan_copy(teacher_model, student, list_name, kept.layers, token_map)
@@ -126,6 +129,23 @@ def _check_copyable(teacher: PreTrainedModel) -> None:
             f"weights on {' and '.join(devices)}",
             "Load it whole onto one device: from_pretrained without device_map.",
         )
+
+
+def _scores(
+    teacher: PreTrainedModel,
+    layer_list: str,
+    depth: str | Sequence[int],
+    num_layers: int | None,
+    calibration: Iterable[Any] | None,
+) -> tuple[float, ...] | None:
+    """What ranks the layers, where text is given to rank them on."""
+    if calibration is None:
+        return None
+    if depth != "importance":
+        raise checks.calibration_unused()
+    # A number out of range is told before the text is read.
+    choose_layers("first", len(layers_of(teacher, layer_list)), num_layers)
+    return layer_changes(teacher, calibration, layer_list)
 
 
 def _token_map(

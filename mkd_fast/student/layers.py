@@ -10,7 +10,7 @@ builds it, is compared with the teacher's, as its class builds that.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -23,7 +23,6 @@ from mkd_fast.checks import student as checks
 from mkd_fast.layer_list import layer_counter, layers_of
 from mkd_fast.skeleton import changed, configs_within, skeleton
 from mkd_fast.student.depth import choose_layers
-from mkd_fast.student.importance import layer_changes
 
 # Lists that transformers itself reads by layer, whether or not the model does.
 _READ_BY_LAYER = ("layer_types", "mlp_layer_types")
@@ -55,24 +54,25 @@ def keep_layers(
     layer_list: str,
     depth: str | Sequence[int],
     num_layers: int | None,
-    calibration: Iterable[Any] | None = None,
+    scores: tuple[float, ...] | None = None,
 ) -> KeptLayers:
-    """The layers of `choose_layers`, ranked on calibration text if that is to decide.
+    """The layers of `choose_layers`, in a config, once it is sure that they can be kept.
 
     Where a model builds its first layer unlike the others, a depth by name keeps that one and
     chooses among the rest.
 
+    Args:
+        model: the teacher, or its skeleton.
+        layer_list: the dotted name of its list of layers.
+        depth: as for `choose_layers`, like num_layers and scores.
+        num_layers: how many to keep.
+        scores: of every layer, for "importance".
+
     Raises:
-        ValueError: see `choose_layers`; calibration is missing or of no use; no number of the
-            config counts the layers; or the class would build one of them in another way.
+        ValueError: see `choose_layers`; no number of the config counts the layers; or the class
+            would build one of them in another way.
     """
-    if calibration is not None and depth != "importance":
-        raise checks.calibration_unused()
     num_all = len(layers_of(model, layer_list))
-    scores = None
-    if calibration is not None:
-        choose_layers("first", num_all, num_layers)  # a number out of range is told at once
-        scores = layer_changes(model, calibration, layer_list)
     layers = choose_layers(depth, num_all, num_layers, scores=scores)
     config = _config_with(model, layer_list, layers)
     misfit = _misfit(model, layer_list, layers, config)

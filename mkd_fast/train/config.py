@@ -191,8 +191,11 @@ class StudentConfig:
     """``[student]``: what is copied from the fine-tuned teacher.
 
     Args:
-        depth: "stride", "first", "last", "first_last", or a list of the teacher's layers.
+        depth: "stride", "first", "last", "first_last", "importance", or a list of the teacher's
+            layers.
         num_layers: layers kept; 0: half of them.
+        calibration_texts: for "importance", how many training texts the layers are ranked on,
+            taken at equal distances.
         vocabulary: "used" cuts the embeddings to the tokens of the training text (of every
             language where the source has such text), "all" keeps them.
         coverage: of "used", the share of that text's tokens that the kept ones must make up, in
@@ -202,6 +205,7 @@ class StudentConfig:
 
     depth: str | tuple[int, ...] = "stride"
     num_layers: int = 0
+    calibration_texts: int = 256
     vocabulary: Literal["used", "all"] = "used"
     coverage: float = 1.0
 
@@ -209,6 +213,7 @@ class StudentConfig:
         if isinstance(self.depth, str):
             checks.one_of("recipe: [student]", "depth", self.depth, DEPTHS)
         checks.not_negative("recipe: [student]", "num_layers", self.num_layers)
+        checks.positive("recipe: [student]", "calibration_texts", self.calibration_texts)
         if not 0.0 < self.coverage <= 1.0:
             raise checks.coverage_out_of_range(self.coverage)
 

@@ -1,7 +1,7 @@
 """Model folders: read quietly, written whole or not at all."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -97,9 +97,14 @@ def to_device(model: "PreTrainedModel", device: torch.device) -> "PreTrainedMode
     return model
 
 
-def num_layers_of(name: str) -> int:
-    """Layers of a model, from its config."""
-    return int(_config(name).num_hidden_layers)
+def skeleton_of(name: str, auto_class: str = SEQUENCE) -> "PreTrainedModel":
+    """A model's modules without its weights, from its config."""
+    import transformers
+
+    config = _config(name)
+    with told_by_name(name), quiet_transformers(), torch.device("meta"):
+        model: PreTrainedModel = getattr(transformers, auto_class).from_config(config)
+    return model
 
 
 def _config(name: str) -> Any:
@@ -122,6 +127,7 @@ def save_folder(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     token_map: "TokenMap | None" = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write model and tokenizer as ``from_pretrained`` reads them, then put the folder in place.
 
@@ -130,6 +136,7 @@ def save_folder(
         model: to be written.
         tokenizer: its own.
         token_map: of a vocabulary that was cut, for targets of the whole one.
+        texts: other files to lie beside them, by name.
 
     Raises:
         OSError: the disk is full or not writable; no half-written folder is left.
@@ -143,6 +150,8 @@ def save_folder(
         tokenizer.save_pretrained(partial)
         if token_map is not None:
             token_map.save(partial)
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
         partial.rename(folder)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -19,7 +19,8 @@ from mkd_fast.data.batches import EvaluationBatches
 from mkd_fast.evaluate.metrics import predict
 from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
 from mkd_fast.evaluate.scores import ModelScores
-from mkd_fast.files import read_json, write_atomically, write_json
+from mkd_fast.files import read_json, write_json
+from mkd_fast.layer_list import find_layer_list
 from mkd_fast.losses import LossSpec
 from mkd_fast.student import (
     TokenMap,
@@ -29,7 +30,9 @@ from mkd_fast.student import (
     token_ids_of_text,
     trim_tokenizer,
 )
-from mkd_fast.student.depth import choose_layers
+from mkd_fast.student.importance import layer_changes
+from mkd_fast.student.layers import keep_layers
+from mkd_fast.student.report import summary_of
 from mkd_fast.teacher.cache import (
     Damage,
     Fingerprints,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
 
 # The models of a run by the names of their folders, and what tables and plots call them.
 TEACHER, COPIED, STUDENT, SCRATCH = "teacher", "copied", "student", "scratch"
+ORIGINS = "origins.md"  # in the folder of the copied one
 SHOWN_AS = {
     TEACHER: "teacher",
     COPIED: "copied, untrained",
@@ -112,9 +116,34 @@ class Run:
     @cached_property
     def kept_layers(self) -> tuple[int, ...]:
         """The teacher's layers that the student consists of."""
+        return self._choose_layers(self.config.student.depth, self.layer_scores)
+
+    def _choose_layers(
+        self, depth: str | tuple[int, ...], scores: tuple[float, ...] | None = None
+    ) -> tuple[int, ...]:
+        name = resolve_model(self.config.teacher.model)
+        teacher = models.skeleton_of(name, self.kind.auto_class)
+        layer_list = find_layer_list("copy_init", teacher)
+        num_layers = self.config.student.num_layers or None
+        return keep_layers(teacher, layer_list, depth, num_layers, scores).layers
+
+    @cached_property
+    def layer_scores(self) -> tuple[float, ...] | None:
+        """How much each of the teacher's layers does to training text, where that decides."""
         settings = self.config.student
-        num_layers = models.num_layers_of(resolve_model(self.config.teacher.model))
-        return choose_layers(settings.depth, num_layers, settings.num_layers or None)
+        if settings.depth != "importance":
+            return None
+        path = self.folder / "layer_scores.json"
+        if (found := read_json(path)) is None:
+            teacher = models.to_device(self._loaded(self.teacher_folder), self.device)
+            batches = EvaluationBatches(
+                self.teacher_text, self.config.capture.batch_size, settings.calibration_texts
+            )
+            with progress.bar("rank layers", len(batches.rows)) as bar:
+                shown = bar.over(batches, lambda batch: len(batch.sample_ids))
+                found = layer_changes(teacher, shown, find_layer_list("copy_init", teacher))
+            write_json(path, found)
+        return tuple(found)
 
     @cached_property
     def finetuned(self) -> FinetunedTeacher | None:
@@ -122,7 +151,9 @@ class Run:
         if self.config.teacher.finetuned:
             return None
         model = resolve_model(self.config.teacher.model)
-        _ = self.kept_layers  # a depth that the teacher does not have is told before it is trained
+        # A depth that the teacher does not have is told before it is trained.
+        depth = self.config.student.depth
+        self._choose_layers("first" if depth == "importance" else depth)
         return finetuned_teacher(
             model, self.corpus.train, self.kind, self.config, self.device, SHOWN_AS[TEACHER]
         )
@@ -237,15 +268,22 @@ class Run:
             tokenizer, token_map = self._trimmed(tokenizer)
         keep = None if token_map is None else token_map.keep_token_ids
         student, report = copy_with_report(teacher, self.kept_layers, keep_token_ids=keep)
-        write_atomically(self.folder / "copied.md", [report.to_markdown().encode()])
-        models.save_folder(folder, student, tokenizer, token_map)
+        report = replace(report, layer_scores=self.layer_scores)
+        origins = {ORIGINS: report.to_markdown()}
+        models.save_folder(folder, student, tokenizer, token_map, origins)
         before = sum(part.parameters_before for part in report.parts)
         after = sum(part.parameters_after for part in report.parts)
         progress.say(
             f"student: layers {' '.join(map(str, report.layers))} of the teacher, "
-            f"{after:,} of its {before:,} parameters (copied.md: where each tensor came from)"
+            f"{after:,} of its {before:,} parameters "
+            f"({COPIED}/{ORIGINS}: where each tensor came from)"
         )
         return folder
+
+    @property
+    def origins(self) -> str:
+        """Where the copied student came from, in short."""
+        return summary_of((self.copied / ORIGINS).read_text(encoding="utf-8"))
 
     def _trimmed(
         self, full: "PreTrainedTokenizerFast"

@@ -6,7 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mkd_fast.data.batches import collate, evaluation_batches, length_grouped_batches
+from mkd_fast.data.batches import (
+    EvaluationBatches,
+    collate,
+    evaluation_batches,
+    length_grouped_batches,
+)
 from mkd_fast.data.tokens import TokenisedText
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=200)
@@ -75,6 +80,27 @@ def test_collate_pads_right():
     assert batch.sample_ids.tolist() == [2, 1]
     for tensor in (batch.input_ids, batch.attention_mask, batch.labels, batch.sample_ids):
         assert tensor.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "rows"), [(None, range(7)), (9, range(7)), (3, [0, 2, 4]), (1, [0])]
+)
+def test_rows_at_equal_distances_as_often_as_asked(max_rows, rows):
+    lengths = np.array([1, 3, 2, 2, 5, 1, 4])
+    text = TokenisedText(
+        ids=np.arange(lengths.sum(), dtype=np.int32),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        labels=np.zeros(7, dtype=np.int64),
+        pad_id=0,
+    )
+    batches = EvaluationBatches(text, batch_size=2, max_rows=max_rows)
+    assert batches.rows == list(rows)
+    for _ in range(2):
+        found = [batch.sample_ids.tolist() for batch in batches]
+        assert sorted(row for batch in found for row in batch) == list(rows)
+        assert [lengths[row] for batch in found for row in batch] == sorted(
+            lengths[list(rows)], reverse=True
+        )
 
 
 @pytest.mark.parametrize("limits", [{}, {"batch_size": 4, "max_tokens": 64}])

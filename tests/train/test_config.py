@@ -56,7 +56,13 @@ EVERY_KEY = {
         "hidden_dtype": "int8",
         "max_memory": "2GiB",
     },
-    "student": {"depth": "last", "num_layers": 4, "vocabulary": "all", "coverage": 0.9},
+    "student": {
+        "depth": "last",
+        "num_layers": 4,
+        "calibration_texts": 64,
+        "vocabulary": "all",
+        "coverage": 0.9,
+    },
     "loss": {
         "divergence": "alpha_beta",
         "temperature": 2.0,
@@ -173,6 +179,7 @@ def test_whole_numbers_do_for_fractions(tmp_path):
         ("[capture]\nshard_megabytes = 0", ValueError, "shard_megabytes must be positive, got 0"),
         ('[capture]\nkeep = "topk:0"', ValueError, "got 'topk:0'"),
         ('[student]\ndepth = "strid"', ValueError, "[student]: depth must be a known name"),
+        ("[student]\ncalibration_texts = 0", ValueError, "calibration_texts must be positive"),
         ("[student]\nnum_layers = -1", ValueError, "num_layers must be zero or positive, got -1"),
         ("[student]\ncoverage = 0.0", ValueError, "coverage must lie in (0, 1], got 0.0."),
         (

@@ -54,7 +54,9 @@ def test_a_saved_folder_is_read_back(encoder, classifier):
     loaded = models.load_classifier(str(classifier), LABELS, seed=4)
     assert all(torch.equal(p, loaded.state_dict()[n]) for n, p in model.state_dict().items())
     assert models.labels_of(str(classifier)) == LABELS
-    assert models.num_layers_of(str(classifier)) == 4
+    skeleton = models.skeleton_of(str(classifier))
+    assert len(skeleton.bert.encoder.layer) == 4
+    assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
     text = "darken kitchen lamp"
     same = models.load_tokenizer(str(encoder))(text) == models.load_tokenizer(str(classifier))(text)
     assert same
@@ -94,7 +96,7 @@ def test_a_model_that_does_not_load_is_named(encoder, damage):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [models.labels_of, models.num_layers_of, models.load_tokenizer])
+@pytest.mark.parametrize("read", [models.labels_of, models.skeleton_of, models.load_tokenizer])
 def test_a_folder_without_a_model_is_named(tmp_path, read):
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path} must be a model that")) as caught:
         read(str(tmp_path))

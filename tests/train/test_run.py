@@ -54,7 +54,8 @@ def test_every_file_is_there(finished):
     report = (finished.folder / "report.md").read_text()
     for words in (*MODELS, "seen languages", "unseen languages", "sw"):
         assert words in report
-    assert (finished.folder / "copied.md").read_text().startswith("Teacher layers kept: 1 3\n")
+    origins = (finished.folder / "copied" / "origins.md").read_text()
+    assert origins.startswith("Teacher layers kept: 1 3\n")
     assert finished.student == finished.folder / "student"
     assert not list((finished.folder / "checkpoints").iterdir())
 
