@@ -153,6 +153,8 @@ using RowsKernel = void (*)(const KD&, int64_t begin, int64_t end, Terms* terms)
 // The same for one row that counts, split between threads.
 using SplitRowKernel = void (*)(const KD&, int64_t n, int num_parts, const Parallel&, Terms* terms);
 
+struct KeepLogits;
+
 // What one instruction set offers.
 struct Kernels {
   const char* name;
@@ -160,6 +162,8 @@ struct Kernels {
   SplitRowKernel dense_split_row;
   // row[0..count) *= factor
   void (*scale)(DType, void* row, int64_t count, float factor);
+  // what a capture keeps of the rows [begin, end) (keep_logits.h)
+  void (*keep_logits)(const KeepLogits&, int64_t begin, int64_t end);
 };
 
 // The best kernels for this machine, or those that MKD_FAST_CPU_CAPABILITY names.

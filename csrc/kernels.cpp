@@ -1,6 +1,7 @@
 // Everything that runs once an element, compiled once for each instruction set (see vec.h).
 #include "dense_kd_rows.h"
 #include "hidden_rows.h"
+#include "keep_logits_rows.h"
 #include "long_rows.h"
 #include "short_rows.h"
 #include "sparse_kd_rows.h"
@@ -51,7 +52,8 @@ static void scale(DType dtype, void* row, int64_t count, float factor) {
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {MKD_TEXT(MKD_ISA), rows<dense_logits>, rows<sparse_logits>,
-                         dense_split_row, scale};
+const Kernels kernels = {
+    MKD_TEXT(MKD_ISA), rows<dense_logits>, rows<sparse_logits>, dense_split_row, scale,
+    keep_logits};
 
 }  // namespace mkd::MKD_ISA

@@ -15,6 +15,7 @@ import pytest
 import sparse_kd_cases
 import torch
 from dense_kd_input import F32
+from instruction_sets import available_capabilities
 from kd_evaluation import GRADIENT, Case, assert_all_within_budget, evaluate, exact_and_plain
 
 from mkd_fast.losses import ops
@@ -28,13 +29,6 @@ CASES: dict[str, Case] = {
     for op, cases in (("dense_kd", dense_kd_cases.CASES), ("sparse_kd", sparse_kd_cases.CASES))
     for name, arguments in cases.items()
 }
-
-
-def available_capabilities() -> list[str]:
-    """Names of the instruction sets that this machine has, the plainest first."""
-    best = torch.ops.mkd_fast.cpu_capability() if not ops.missing_kernels("cpu") else "plain"
-    known = ["plain", "avx2", "avx512"]
-    return known[: known.index(best) + 1]
 
 
 def run_with(capability: str, *arguments: str) -> subprocess.CompletedProcess[str]:
