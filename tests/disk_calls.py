@@ -3,6 +3,7 @@
 import contextlib
 import io
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 WRITES = {"write", "flush", "fsync", "replace", "link", "mkdir", "unlink"}
@@ -24,11 +25,13 @@ def before_each_write(act: Callable[[int], None]) -> Iterator[None]:
                 number += 1
                 act(number - 1)
 
+    threading.setprofile(watch)  # of threads to come
     sys.setprofile(watch)
     try:
         yield
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
 
 
 def count_writes(run: Callable[[], object]) -> int:

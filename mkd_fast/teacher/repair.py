@@ -148,8 +148,8 @@ class _Teaching:
     def write_shards(self, manifest: Manifest, lost: Sequence[str]) -> None:
         """Capture lost shards of a finished cache again."""
         teacher, batches = self._both(manifest, lost)
-        writer = CacheWriter(self.folder, manifest.plan, lost=lost)
-        write_records(writer, teacher, batches, self.progress)
+        with CacheWriter(self.folder, manifest.plan, lost=lost) as writer:
+            write_records(writer, teacher, batches, self.progress)
 
     def go_on(self, unlisted: Manifest) -> None:
         """Finish a capture that has no manifest."""
@@ -157,7 +157,8 @@ class _Teaching:
             raise checks.cannot_repair_parts(self.folder)
         lost = [MANIFEST, "every shard from the first damaged or missing one on"]
         teacher, batches = self._both(unlisted, lost)
-        write_records(CacheWriter(self.folder, unlisted.plan), teacher, batches, self.progress)
+        with CacheWriter(self.folder, unlisted.plan) as writer:
+            write_records(writer, teacher, batches, self.progress)
 
     def _both(self, manifest: Manifest, lost: Sequence[str]) -> tuple[Runner, Iterable[Any]]:
         teacher = self.teacher(manifest, lost)

@@ -125,7 +125,8 @@ def _capture_part(
             mine = batches_of(batches, part, plan.num_parts)
             if (first := next(mine, None)) is None:
                 raise checks.more_parts_than_batches(plan.num_parts, part)
-            write(CacheWriter(folder, plan), chain([first], mine))
+            with CacheWriter(folder, plan) as writer:
+                write(writer, chain([first], mine))
     return True
 
 

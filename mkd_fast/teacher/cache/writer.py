@@ -8,10 +8,11 @@ import itertools
 import shutil
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,10 @@ def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 class CacheWriter:
     """Collect records into shards; from ``open_writer``, which holds the folder's lock.
 
+    A shard is written by a thread of its own while the records of the next one are collected: so
+    up to two are in memory, and what goes wrong with one is raised by a later ``add`` or by
+    ``finish``. It is a context, which ends when nothing is written any more.
+
     It goes on where an earlier run was stopped. Of a finished cache it asks for the samples of
     lost shards only, and writes these again as they were.
 
@@ -110,6 +115,8 @@ class CacheWriter:
         self._num_asked = 0
         self._is_end_known = False
         self._repairs = lost is not None
+        self._behind = ThreadPoolExecutor(1)
+        self._in_writing: Future[None] | None = None
         if lost is not None:
             self._take_up(read_manifest(folder / MANIFEST), lost)
         elif (folder / PLAN).exists():
@@ -117,6 +124,14 @@ class CacheWriter:
         elif others := [path.name for path in folder.iterdir() if is_foreign(path)]:
             raise checks.folder_not_empty("capture", folder, min(others))
         self._sorted_ids = np.sort(np.concatenate([np.empty(0, np.int64), *self._ids.values()]))
+
+    def __enter__(self) -> Self:
+        """Shards are written while the teacher goes on, as long as the context lasts."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait until nothing is written any more."""
+        self._behind.shutdown()
 
     def _take_up(self, manifest: Manifest, lost: Collection[str] = ()) -> None:
         self.plan.require("capture", manifest.plan, self.folder)
@@ -168,8 +183,12 @@ class CacheWriter:
         if self._manifest is None:
             self._manifest = Manifest.of_capture(self.plan, outputs, tensors)
             write_atomically(self.folder / PLAN, [self._manifest.to_bytes()])
-        for what, asked in (("outputs", outputs), ("tensors", tensors)):
-            if (stored := getattr(self._manifest, what)) != asked:
+        pairs = [
+            (f.name, getattr(self._manifest.outputs, f.name), getattr(outputs, f.name))
+            for f in fields(Outputs)
+        ]
+        for what, stored, asked in (*pairs, ("tensors", self._manifest.tensors, tensors)):
+            if stored != asked:
                 raise checks.cache_of_another("capture", self.folder, what, stored, asked)
 
     def add(self, records: Records) -> None:
@@ -180,11 +199,24 @@ class CacheWriter:
         self.num_samples += len(records.sample_ids)
         self.num_tokens += int(records.num_rows["token"].sum())
         if self._repairs:  # in a merged cache, any shard may be the last of its part
+            self._await_shard()
             is_full = self._pending_samples >= self._expected[self._number].num_samples
         else:
             is_full = self._pending_bytes >= self.plan.shard_bytes
         if is_full:
-            self._write_shard()
+            self._hand_on_shard()
+
+    def _hand_on_shard(self) -> None:
+        """Have what is pending written; the shard before it is written by then."""
+        self._await_shard()
+        self._in_writing = self._behind.submit(self._write_shard, self._pending)
+        self._pending, self._pending_bytes, self._pending_samples = [], 0, 0
+
+    def _await_shard(self) -> None:
+        """Wait for the shard that is being written, and raise what its writing has raised."""
+        if self._in_writing is not None:
+            self._in_writing.result()
+            self._in_writing = None
 
     @property
     def _number(self) -> int:
@@ -197,7 +229,8 @@ class CacheWriter:
         Of a finished cache, only lost shards are written.
         """
         if self._pending:
-            self._write_shard()
+            self._hand_on_shard()
+        self._await_shard()
         if self._num_asked < self._begins[-1]:
             raise checks.batches_changed(self.folder, self._num_asked)
         if self._manifest is None or not self._expected:
@@ -210,9 +243,9 @@ class CacheWriter:
         parts = None if head is None else head_parts(*head, whole.outputs.num_columns)
         write_manifest(self.folder, whole, ids, parts)
 
-    def _write_shard(self) -> None:
+    def _write_shard(self, batches: Sequence[Records]) -> None:
         assert self._manifest is not None, "begin comes before add"
-        batches, tensors = self._pending, self._manifest.tensors
+        tensors = self._manifest.tensors
         sample_ids = np.concatenate([batch.sample_ids for batch in batches])
         self._require_new(sample_ids)
         axes = axes_of(tensors)
@@ -241,7 +274,6 @@ class CacheWriter:
             sha256 = write_atomically(path, parts)
             self._expected.append(ShardEntry.of(layout, path.name, sha256))
         self._ids[number] = sample_ids
-        self._pending, self._pending_bytes, self._pending_samples = [], 0, 0
 
     def _require_new(self, sample_ids: NDArray[np.int64]) -> None:
         both = np.concatenate((self._sorted_ids, np.sort(sample_ids)))
@@ -320,4 +352,5 @@ def open_writer(folder: Path, plan: Plan, *, resume: bool) -> Iterator[CacheWrit
         if not resume:
             with writing_into(folder):
                 _remove_all(folder)
-        yield CacheWriter(folder, plan)
+        with CacheWriter(folder, plan) as writer:
+            yield writer
