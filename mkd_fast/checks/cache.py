@@ -154,6 +154,16 @@ def cache_damaged(path: Path, reason: str) -> ValueError:
     )
 
 
+def draws_damaged(kind: str) -> ValueError:
+    """Bytes that no capture writes; their checksum was made by whoever changed them."""
+    return value_error(
+        "TeacherCache.batch",
+        f"{kind} must be runs of draws and rising ids, as a capture writes them",
+        "other bytes, with a checksum that fits them",
+        "Capture again, or restore the cache from a copy.",
+    )
+
+
 def cache_file_missing(path: Path) -> ValueError:
     """A file that the manifest lists."""
     return cache_damaged(path, "it is missing")

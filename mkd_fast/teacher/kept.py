@@ -1,10 +1,8 @@
-"""From a teacher's outputs to what is stored of a batch.
+"""From a teacher's outputs to what is stored of a batch."""
 
-Logits are worked on in chunks of rows, float32, each of which serves every kind that is kept.
-"""
-
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,24 +11,23 @@ from torch import Tensor
 
 from mkd_fast.checks import teacher as checks
 from mkd_fast.teacher.cache.arrays import as_array
-from mkd_fast.teacher.cache.format import TensorSpec, axes_of, counts_name
+from mkd_fast.teacher.cache.format import TensorSpec
 from mkd_fast.teacher.cache.kinds import (
     HIDDEN,
     LAST,
     Arrays,
+    LogitsRows,
     Origin,
     States,
     logits_kinds,
     matched_states,
+    uniform_numbers,
 )
 from mkd_fast.teacher.cache.manifest import Outputs, Plan
 from mkd_fast.teacher.cache.writer import Records
+from mkd_fast.teacher.keep_logits import Asked, keep_logits, rounds_as
 
 # N rows (samples, or real tokens of a batch), V vocabulary, D width, B samples, S tokens
-
-# float32 logits worked on at a time: what a CPU keeps in its cache, what fills a GPU
-_CPU_CHUNK_BYTES = 2 << 20
-_CHUNK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Keeper:
     """
 
     def __init__(self, plan: Plan, first: TeacherOutputs, about: Outputs) -> None:
-        self.outputs = about
+        self._plan, self.outputs = plan, about
         self.kinds = logits_kinds(plan, about.num_columns)
         self._axis = "token"
         if self.kinds:
@@ -91,6 +88,7 @@ class Keeper:
                     None if first.logits is None else first.logits.shape
                 )
             self._axis = "sample" if first.logits.ndim == 2 else "token"
+            self._asked = self._asked_of(first.logits)
         self._states: list[tuple[int | None, States]] = []
         if HIDDEN in plan.keep:
             assert first.last_hidden is not None, "the runner was asked for it"
@@ -101,6 +99,19 @@ class Keeper:
         for layer, states in self._states:
             specs += states.specs(_states(first, layer).shape[-1])
         self.tensors: tuple[TensorSpec, ...] = tuple(specs)
+
+    def _asked_of(self, logits: Tensor) -> Asked:
+        plan, num_top = self._plan, max(kind.num_top for kind in self.kinds)
+        has_draws = any(kind.num_draws for kind in self.kinds)
+        if num_top or has_draws:
+            self.outputs = replace(self.outputs, rounds_as=rounds_as(logits))
+        return Asked(
+            self.outputs.num_columns,
+            num_top,
+            plan.temperatures if num_top else (),
+            plan.temperatures[0] if has_draws else 1.0,
+            plan.proposal_exponent if has_draws else 1.0,
+        )
 
     def launch(self, batch: TokenBatch, outputs: TeacherOutputs) -> "Launched":
         """Give the device its work on one batch, and its results the way to the host."""
@@ -126,23 +137,15 @@ class Keeper:
             rows = batch.tokens.to(device, non_blocking=True)
         else:
             rows = torch.arange(len(logits_NV), device=device)
-        origin = Origin(batch.sample_ids, self.rows_of(batch))
-        choices = [
-            {n: t.to(device, non_blocking=True) for n, t in kind.choices(origin).items()}
-            for kind in self.kinds
-        ]
-        chunk_bytes = _CPU_CHUNK_BYTES if device.type == "cpu" else _CHUNK_BYTES
-        size = max(1, chunk_bytes // (4 * logits_NV.shape[1]))
-        parts: list[list[dict[str, Tensor]]] = [[] for _ in self.kinds]
-        for begin in range(0, max(len(rows), 1), size):
-            chunk = slice(begin, begin + size)
-            z_NV = logits_NV.index_select(0, rows[chunk]).float()
-            for kind, drawn, made in zip(self.kinds, choices, parts, strict=True):
-                made.append(kind.on_device(z_NV, {n: t[chunk] for n, t in drawn.items()}))
-        return {
-            kind.name: {name: torch.cat([part[name] for part in made]) for name in made[0]}
-            for kind, made in zip(self.kinds, parts, strict=True)
-        }
+        plan, origin = self._plan, Origin(batch.sample_ids, self.rows_of(batch))
+        drawn = [uniform_numbers(plan.seed, kind.num_draws, origin) for kind in self.kinds]
+        uniforms = torch.from_numpy(np.concatenate(drawn, 1)).to(device, non_blocking=True)
+        kept = keep_logits(logits_NV, rows, self._asked, uniforms)
+        made, end = {}, 0
+        for kind in self.kinds:
+            begin, end = end, end + kind.num_draws
+            made[kind.name] = kind.on_device(LogitsRows(logits_NV, rows, kept.of_draws(begin, end)))
+        return made
 
 
 def _states(outputs: TeacherOutputs, layer: int | None) -> Tensor:
@@ -185,22 +188,29 @@ class Launched:
             for name, of_kind in self._on_host.items()
         }
         tensors: Arrays = {}
+        num_rows = {"token": batch.lengths}
+        rows_of_logits = self._keeper.rows_of(batch)
         for kind in self._keeper.kinds:
-            tensors |= kind.on_host(arrays.pop(kind.name))
+            stored = kind.on_host(arrays.pop(kind.name))
+            tensors |= stored.tensors
+            for axis, counts in stored.num_rows.items():
+                num_rows[axis] = _sums(counts, rows_of_logits)
         for of_states in arrays.values():
             tensors |= of_states
-        num_rows = {"token": batch.lengths}
-        ends = np.cumsum(self._keeper.rows_of(batch))
-        for axis in axes_of(self._keeper.tensors)[2:]:
-            upto = np.cumsum(np.append(0, tensors[counts_name(axis)]), dtype=np.int64)
-            num_rows[axis] = np.diff(upto[ends], prepend=0)
         return Records(batch.sample_ids, batch.hashes, num_rows, tensors)
 
 
+def _sums(counts: NDArray[np.int64], num_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of the first ``num_rows[0]`` counts, of the next ``num_rows[1]``, and so on."""
+    upto = np.cumsum(np.append(0, counts))
+    return np.diff(upto[np.cumsum(num_rows)], prepend=0)
+
+
 def _require_finite(name: str, rows: Tensor, sample_ids: NDArray[np.int64]) -> None:
-    if not rows.is_floating_point():
+    if not rows.is_floating_point() or rows.numel() == 0:
         return
-    # a logit of -inf is a legal probability of zero
-    illegal = rows.isnan() | (rows == torch.inf) if name == "logits" else ~rows.isfinite()
-    if illegal.any():
+    # NaN is both the least and the largest; a logit of -inf is a legal probability of zero
+    least, largest = (bound.item() for bound in rows.aminmax())
+    is_legal = math.isfinite(least) or (name == "logits" and least == -math.inf)
+    if not (is_legal and largest < math.inf):
         raise checks.teacher_not_finite(name, sample_ids.tolist())

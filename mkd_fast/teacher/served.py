@@ -188,7 +188,7 @@ def _records(
             for slot, (token_id, logprob) in enumerate(known):
                 ids_NK[row, slot], logprobs_NK[row, slot] = token_id, logprob
     made = {"ids": ids_NK, "logits": logprobs_NK, "log_z": np.zeros((shape[0], 1), np.float32)}
-    return Records(ids, hashes, {"token": lengths}, kind.on_host(made))
+    return Records(ids, hashes, {"token": lengths}, kind.on_host(made).tensors)
 
 
 def _largest(kind: TopK, sample_id: int, entry: Any) -> list[tuple[int, float]]:

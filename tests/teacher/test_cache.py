@@ -191,8 +191,8 @@ def edited(folder, **changes):
 
 
 def test_a_later_version_is_refused(folder):
-    edited(folder, version=3)
-    with pytest.raises(ValueError, match=r"the format's version must be 2, got 3 in .*manifest"):
+    edited(folder, version=4)
+    with pytest.raises(ValueError, match=r"the format's version must be 3, got 4 in .*manifest"):
         TeacherCache.open(folder)
 
 

@@ -9,6 +9,7 @@ import torch
 from budget import assert_within_budget
 
 from mkd_fast.losses.targets import SparseTeacher
+from mkd_fast.teacher import kept, merge, repair
 from mkd_fast.teacher.cache import Fingerprints, TeacherCache
 from mkd_fast.teacher.capture import CaptureProgress, capture
 
@@ -101,7 +102,9 @@ def test_columns_past_vocab_size_are_dropped(tmp_path, causal, make_batches):
     )
     logits = plain(causal, batches[0]).logits[..., :50]
     assert got.teacher.ids.max() < 50
-    assert torch.equal(got.teacher.log_z[got.hidden_mask], logits.logsumexp(-1)[got.hidden_mask])
+    real = logits[got.hidden_mask]
+    exact = real.double().logsumexp(-1)
+    assert_within_budget(got.teacher.log_z[got.hidden_mask], exact, real.logsumexp(-1))
 
 
 def test_bfloat16_logits_stay_bfloat16(tmp_path, classifier, make_batches):
@@ -299,3 +302,41 @@ def test_the_teacher_is_fingerprinted_where_nobody_did(tmp_path, classifier, mak
     assert (
         TeacherCache.open(tmp_path / "cache", expect=cache.fingerprints).manifest == cache.manifest
     )
+
+
+@pytest.mark.parametrize("keep", ["topk:3", "sampled:4"])
+def test_what_rounds_otherwise_does_not_go_on(tmp_path, monkeypatch, echo, make_batches, keep):
+    """Not a capture, nor a repair or a merge, with what was made by the C++ kernels or without."""
+    options = {"keep": keep, "fingerprints": ORIGIN, "shard_bytes": 1}
+    batches, other_batches = make_batches(3), make_batches(2)
+    by = capture(echo, batches, tmp_path / "whole", **options).manifest.outputs.rounds_as
+    with pytest.raises(KeyboardInterrupt):
+        capture(echo, batches, tmp_path / "stopped", **options, progress=stop)
+    monkeypatch.setattr(kept, "rounds_as", lambda logits: "another")
+    message = rf"must be of rounds_as 'another', got rounds_as '{re.escape(by)}'"
+    with pytest.raises(ValueError, match=message):
+        capture(echo, batches, tmp_path / "stopped", **options)
+    capture(echo, other_batches, tmp_path / "other", **options)
+    with pytest.raises(ValueError, match="must be of outputs"):
+        merge([tmp_path / "other", tmp_path / "whole"], tmp_path / "merged")
+    (tmp_path / "whole" / "shard-00001.safetensors").unlink()
+    with pytest.raises(ValueError, match=message):
+        repair(tmp_path / "whole", echo, batches, fingerprints=ORIGIN)
+
+
+def stop(progress: CaptureProgress) -> None:
+    """As a user does, once something is written."""
+    if progress.num_samples > 3:
+        raise KeyboardInterrupt
+
+
+def test_only_what_is_made_of_logits_says_by_what(tmp_path, causal, make_batches):
+    caches = {
+        keep: capture(causal, make_batches(1), tmp_path / keep, keep=keep)
+        for keep in ("logits", "hidden", "topk:2", "sampled:3")
+    }
+    said = {keep: cache.manifest.outputs.rounds_as for keep, cache in caches.items()}
+    assert said["logits"] is None
+    assert said["hidden"] is None
+    assert said["topk:2"] == said["sampled:3"]
+    assert said["topk:2"] is not None

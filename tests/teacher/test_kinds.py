@@ -1,5 +1,7 @@
 """Every kind of target: what a loss gets is what the teacher said, as far as the kind promises."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -16,25 +18,48 @@ from mkd_fast.losses.targets import (
     SparseTeacher,
     TeacherHead,
 )
-from mkd_fast.teacher.cache.kinds import Origin, Sampled, States, TopK
+from mkd_fast.teacher.cache.kinds import (
+    LogitsKind,
+    LogitsRows,
+    Origin,
+    Read,
+    Sampled,
+    States,
+    TopK,
+    uniform_numbers,
+)
 from mkd_fast.teacher.capture import capture
+from mkd_fast.teacher.keep_logits import Asked, Kept, keep_logits, keep_logits_in_torch
 
 VOCAB_SIZES = st.sampled_from([1, 2, 5, 61, 65_536, 131_072, 250_037, 2**18, 2**18 + 1, 2**24])
 
 
-def drawn(kind: Sampled, z: torch.Tensor, sample_id: int = 0) -> dict[str, np.ndarray]:
+def drawn(
+    kind: Sampled, z: torch.Tensor, seed: int = 0, keeps: Callable[..., Kept] = keep_logits
+) -> dict[str, np.ndarray]:
     """What is stored of rows of logits that belong to one sample."""
-    choices = kind.choices(Origin(np.array([sample_id]), np.array([len(z)])))
-    made = kind.on_device(z, choices)
-    return kind.on_host({name: rows.numpy() for name, rows in made.items()})
+    origin = Origin(np.array([0]), np.array([len(z)]))
+    uniforms = torch.from_numpy(uniform_numbers(seed, kind.num_draws, origin))
+    asked = Asked(
+        kind.num_columns,
+        draw_temperature=kind.temperature,
+        proposal_exponent=kind.proposal_exponent,
+    )
+    return stored_of(kind, z, keeps(z, torch.arange(len(z)), asked, uniforms))
 
 
-def reading(stored: dict[str, np.ndarray], num_rows: int, padding: int = 0):
-    """``Read`` of stored rows, as a batch of samples of one row, with empty samples at its end."""
+def stored_of(kind: LogitsKind, z: torch.Tensor, kept: Kept) -> dict[str, np.ndarray]:
+    """By the name of its tensor."""
+    made = kind.on_device(LogitsRows(z, torch.arange(len(z)), kept))
+    return kind.on_host({name: rows.numpy() for name, rows in made.items()}).tensors
+
+
+def reading(stored: dict[str, np.ndarray], padding: int = 0) -> Read:
+    """Stored rows, as a batch of samples of one row, with empty samples at its end."""
 
     def read(name: str, fill: int) -> np.ndarray:
         rows = stored[name]
-        if name.endswith(("entries", "weights")) and len(rows) != num_rows:
+        if name.endswith((".ids", ".weights")):  # on axes of their own
             return rows
         return np.concatenate([rows, np.full((padding, rows.shape[1]), fill, rows.dtype)])
 
@@ -72,22 +97,25 @@ def test_the_farthest_logits_stay_finite():
 def test_logits_of_minus_infinity_and_padding(tmp_path):
     z = torch.tensor([[1.0, -torch.inf, 3.0, -torch.inf]])
     kind = TopK(3, 4, (1.0, 2.0))
-    stored = kind.on_host({n: rows.numpy() for n, rows in kind.on_device(z, {}).items()})
-    teacher = kind.target(reading(stored, 1, padding=1), temperature=2.0)
+    asked = Asked(4, num_top=3, temperatures=kind.temperatures)
+    no_draws = torch.empty(1, 0, dtype=torch.float64)
+    stored = stored_of(kind, z, keep_logits(z, torch.zeros(1, dtype=torch.int64), asked, no_draws))
+    teacher = kind.target(reading(stored, padding=1), temperature=2.0)
     assert teacher.logits.tolist() == [[3.0, 1.0, -torch.inf], [0.0, 0.0, 0.0]]
     assert teacher.ids[0, :2].tolist() == [2, 0]
     assert (teacher.ids[1] == -1).all()
     assert_within_budget(teacher.log_z[:1], (z.double() / 2).logsumexp(-1), (z / 2).logsumexp(-1))
 
 
+@pytest.mark.parametrize("keeps", [keep_logits, keep_logits_in_torch])
 @pytest.mark.parametrize("exponent", [1.0, 0.7, 1.3])
-def test_sampled_gradients_are_those_of_the_dense_loss_on_average(exponent):
+def test_sampled_gradients_are_those_of_the_dense_loss_on_average(exponent, keeps):
     torch.manual_seed(0)
     num_rows, num_columns, temperature = 4000, 40, 1.5
     z = (3 * torch.randn(1, num_columns)).expand(num_rows, -1)
     student = torch.randn(1, num_columns, dtype=torch.float64, requires_grad=True)
-    kind = Sampled(20, num_columns, temperature, exponent, seed=0)
-    teacher = kind.target(reading(drawn(kind, z), num_rows), temperature)
+    kind = Sampled(20, num_columns, temperature, exponent)
+    teacher = kind.target(reading(drawn(kind, z, keeps=keeps)), temperature)
     wants = PackedSampledTeacher if exponent == 1.0 else SampledTeacher
     assert isinstance(teacher, wants)
     rows = student.expand(num_rows, -1)
@@ -102,14 +130,15 @@ def test_sampled_gradients_are_those_of_the_dense_loss_on_average(exponent):
     assert (error.abs() <= 4.5 * standard_error + 1e-12).all()
 
 
-def test_improbable_ids_are_drawn_as_often_as_they_should_be():
+@pytest.mark.parametrize("keeps", [keep_logits, keep_logits_in_torch])
+def test_improbable_ids_are_drawn_as_often_as_they_should_be(keeps):
     """250,000 columns that share 1 %: a float32 sum would lose every one of them."""
     num_columns, num_rows = 250_037, 64
     z = torch.zeros(num_columns)
     z[0] = np.log(99 * (num_columns - 1))
-    kind = Sampled(250, num_columns, 1.0, 1.0, seed=1)
-    stored = drawn(kind, z.expand(num_rows, -1))
-    teacher = kind.target(reading(stored, num_rows), 1.0)
+    kind = Sampled(250, num_columns, 1.0, 1.0)
+    stored = drawn(kind, z.expand(num_rows, -1), 1, keeps)
+    teacher = kind.target(reading(stored), 1.0)
     is_rare = teacher.ids > 0
     draws = num_rows * 250
     share = (teacher.weights * is_rare).sum().item() / num_rows
@@ -120,18 +149,26 @@ def test_improbable_ids_are_drawn_as_often_as_they_should_be():
 
 
 @pytest.mark.parametrize(
-    ("num_draws", "num_columns", "entry_bytes"),
-    [(50, 250_037, 3), (63, 2**18, 3), (64, 2**18, 4), (100, 131_072, 3), (255, 2**24, 4)],
+    ("num_draws", "num_columns", "is_packed"),
+    [
+        (50, 250_037, True),
+        (63, 2**18, True),
+        (64, 2**18, False),
+        (100, 131_072, True),
+        (255, 2**24, False),
+        (1, 1, True),
+        (8, 9, True),
+    ],
 )
-def test_entries_are_as_small_as_ids_and_counts_allow(num_draws, num_columns, entry_bytes):
-    kind = Sampled(num_draws, num_columns, 1.0, 1.0, seed=0)
-    assert kind.entry_bytes == entry_bytes
+def test_draws_are_packed_where_ids_and_counts_allow(num_draws, num_columns, is_packed):
+    kind = Sampled(num_draws, num_columns, 1.0, 1.0)
     z = torch.full((2, num_columns), -torch.inf)
-    z[0, -1] = z[1, 7] = 0.0  # every draw is the same id
-    teacher = kind.target(reading(drawn(kind, z), 2), 1.0)
+    z[0, -1] = z[1, num_columns // 2] = 0.0  # every draw is the same id
+    teacher = kind.target(reading(drawn(kind, z)), 1.0)
+    assert isinstance(teacher, PackedSampledTeacher) == is_packed
     if isinstance(teacher, PackedSampledTeacher):
         teacher = teacher.unpacked()
-    assert teacher.ids.tolist() == [[num_columns - 1], [7]]
+    assert teacher.ids.tolist() == [[num_columns - 1], [num_columns // 2]]
     assert teacher.weights.tolist() == [[1.0], [1.0]]
 
 
@@ -313,7 +350,6 @@ def test_a_batch_moves_with_all_it_has(tmp_path, causal, make_batches, keep):
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), sample_id=st.integers(-(2**63), 2**63 - 1))
 def test_any_sample_id_is_a_key(seed, sample_id):
-    kind = Sampled(3, 10, 1.0, 1.0, seed)
-    uniforms = kind.choices(Origin(np.array([sample_id]), np.array([2])))["uniforms"]
+    uniforms = uniform_numbers(seed, 3, Origin(np.array([sample_id]), np.array([2])))
     assert uniforms.shape == (2, 3)
     assert ((uniforms >= 0) & (uniforms < 1)).all()

@@ -11,7 +11,7 @@ A shard is one safetensors file: its header, then the index, then the stored ten
 
 The header is a function of the counts, the manifest's digest and the CRC of the index. A reader
 builds the header it expects and compares bytes, and a file has exactly one right size. Another
-kind of target is another tensor in the manifest; older caches are read as before.
+kind of target is another tensor in the manifest, and needs no other version.
 """
 
 import json
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = "mkd_fast teacher cache"
-VERSION = 2
+VERSION = 3
 
 # bfloat16 is unknown to numpy, which carries its bits as uint16
 STORAGE: dict[str, np.dtype[Any]] = {
@@ -52,8 +52,7 @@ class TensorSpec:
     """One stored tensor: rows of ``width`` values.
 
     The axis is ``"sample"`` or ``"token"`` where there is one row for each. Any other name is an
-    axis of its own, and the tensor ``counts_name(axis)`` has the number of its rows for each of
-    what is counted.
+    axis of its own, of which a sample has as many rows as the index says.
     """
 
     name: str
@@ -70,11 +69,6 @@ class TensorSpec:
 def axes_of(tensors: Iterable[TensorSpec]) -> tuple[str, ...]:
     """``"sample"``, ``"token"``, and then the further axes in the order of their tensors."""
     return tuple(dict.fromkeys(("sample", "token", *(spec.axis for spec in tensors))))
-
-
-def counts_name(axis: str) -> str:
-    """The stored tensor that counts the rows on a further axis."""
-    return f"{axis}.counts"
 
 
 def offsets_name(axis: str) -> str:

@@ -83,11 +83,14 @@ class Outputs:
         num_columns: real columns of its logits.
         softcap: final softcap of its logits, where it has one.
         logit_scale: what its logits are multiplied by before that.
+        rounds_as: what made log_z and draws, as ``mkd_fast.teacher.keep_logits`` names it: with
+            another, a capture writes other bytes. None where nothing was made of logits.
     """
 
     num_columns: int
     softcap: float | None = None
     logit_scale: float = 1.0
+    rounds_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,8 @@ def _parse(data: Any) -> Manifest:
     parse_keep(plan.keep)
     outputs = Outputs(**data["outputs"])
     softcap = [] if outputs.softcap is None else [outputs.softcap]
+    if not isinstance(outputs.rounds_as, str | None):
+        raise ValueError
     for number in (*plan.temperatures, plan.proposal_exponent, outputs.logit_scale, *softcap):
         if not math.isfinite(number):
             raise ValueError

@@ -5,8 +5,17 @@ from typing import TYPE_CHECKING
 
 from mkd_fast.checks import cache as checks
 from mkd_fast.teacher.cache.kinds.dense import DTYPES, Dense
-from mkd_fast.teacher.cache.kinds.rows import Arrays, LogitsKind, LogitsTarget, Origin, Read
-from mkd_fast.teacher.cache.kinds.sampled import Sampled
+from mkd_fast.teacher.cache.kinds.id_sets import MOST_IDS
+from mkd_fast.teacher.cache.kinds.rows import (
+    Arrays,
+    LogitsKind,
+    LogitsRows,
+    LogitsTarget,
+    Origin,
+    Read,
+    Stored,
+)
+from mkd_fast.teacher.cache.kinds.sampled import Sampled, uniform_numbers
 from mkd_fast.teacher.cache.kinds.states import LAST, STATE_DTYPES, States, layer_name
 from mkd_fast.teacher.cache.kinds.topk import TopK
 
@@ -22,21 +31,23 @@ __all__ = [
     "Arrays",
     "Dense",
     "LogitsKind",
+    "LogitsRows",
     "LogitsTarget",
     "Origin",
     "Read",
     "Sampled",
     "States",
+    "Stored",
     "TopK",
     "are_of_plan",
     "layer_name",
     "logits_kinds",
     "matched_states",
     "parse_keep",
+    "uniform_numbers",
 ]
 
 HIDDEN = "hidden"
-_MOST_DRAWS = 255
 _DTYPE_NAMES = {stored: name for name, (stored, _) in DTYPES.items()}
 
 
@@ -62,7 +73,7 @@ def _split(kind: str) -> tuple[str, int]:
     is_whole = count.isascii() and count.isdecimal() and not count.startswith("0")
     if name == "topk" and is_whole:
         return name, int(count)
-    if name == "sampled" and is_whole and int(count) <= _MOST_DRAWS:
+    if name == "sampled" and is_whole and int(count) <= MOST_IDS:
         return name, int(count)
     if kind in ("logits", HIDDEN):
         return kind, 0
@@ -87,7 +98,7 @@ def logits_kinds(plan: "Plan", num_columns: int) -> tuple[LogitsKind, ...]:
                 raise checks.kept_more_than_columns(count, num_columns)
             kinds.append(TopK(count, num_columns, plan.temperatures))
         elif name == "sampled":
-            drawn_at = plan.temperatures[0], plan.proposal_exponent, plan.seed
+            drawn_at = plan.temperatures[0], plan.proposal_exponent
             kinds.append(Sampled(count, num_columns, *drawn_at))
         elif name == "logits":
             kinds.append(Dense(num_columns, plan.logits_dtype))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mkd_fast.teacher.cache.arrays import as_tensor
 from mkd_fast.teacher.cache.format import TensorSpec
-from mkd_fast.teacher.cache.kinds.rows import Arrays, Origin, Read
+from mkd_fast.teacher.cache.kinds.rows import Arrays, LogitsRows, Read, Stored
 
 DTYPES = {
     "float32": ("F32", torch.float32),
@@ -29,22 +29,20 @@ class Dense:
     dtype: str
     name = "logits"
     temperatures = None
+    num_top = num_draws = 0
 
     def specs(self, axis: str) -> tuple[TensorSpec, ...]:
         """One tensor."""
         return (TensorSpec(self.name, DTYPES[self.dtype][0], self.num_columns, axis),)
 
-    def choices(self, origin: Origin) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    def on_device(self, z_NV: Tensor, choices: dict[str, Tensor]) -> dict[str, Tensor]:
+    def on_device(self, rows: LogitsRows) -> dict[str, Tensor]:
         """The logits in their dtype."""
+        z_NV = rows.logits.index_select(0, rows.chosen)
         return {self.name: z_NV.to(DTYPES[self.dtype][1])}
 
-    def on_host(self, made: Arrays) -> Arrays:
+    def on_host(self, made: Arrays) -> Stored:
         """The same."""
-        return made
+        return Stored(made)
 
     def target(self, read: Read, temperature: float) -> Tensor:
         """``[B, V]`` or ``[B, S, V]``, padded with 0."""

@@ -1,7 +1,7 @@
 """What a kind of target is asked for, and what it is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from mkd_fast.losses.targets import (
     SparseTeacher,
 )
 from mkd_fast.teacher.cache.format import TensorSpec
+from mkd_fast.teacher.keep_logits import Kept
 
 # N rows (samples, or real tokens of a batch), V vocabulary, D width, K kept, B samples, S tokens
 # of the longest of them
@@ -39,6 +40,34 @@ class Origin:
     num_rows: NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class LogitsRows:
+    """Rows of a teacher's logits, and what was kept of each.
+
+    Args:
+        logits: as they come from the teacher, ``[M, V]``, padded columns left out.
+        chosen: which rows, int64 ``[N]``.
+        kept: what the kinds asked for; the draws are those of one kind.
+    """
+
+    logits: Tensor
+    chosen: Tensor
+    kept: Kept
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored of N rows.
+
+    Args:
+        tensors: by name.
+        num_rows: of each of the N on every axis of its own, int64 ``[N]``.
+    """
+
+    tensors: Arrays
+    num_rows: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
 class LogitsKind(Protocol):
     """A kind of target that is made of logits: one of ``keep``."""
 
@@ -56,16 +85,22 @@ class LogitsKind(Protocol):
         """What is stored, where there are logits for every ``"sample"`` or every ``"token"``."""
         ...
 
-    def choices(self, origin: Origin) -> dict[str, Tensor]:
-        """What ``on_device`` wants besides the logits, made on the host, ``[N, ...]`` each."""
+    @property
+    def num_top(self) -> int:
+        """How many of a row's largest logits it needs."""
         ...
 
-    def on_device(self, z_NV: Tensor, choices: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the host needs of some rows, float32 on the teacher's device."""
+    @property
+    def num_draws(self) -> int:
+        """How many draws from a row it needs."""
         ...
 
-    def on_host(self, made: Arrays) -> Arrays:
-        """What is stored, by name, from what ``on_device`` made of all rows."""
+    def on_device(self, rows: LogitsRows) -> dict[str, Tensor]:
+        """What the host needs of some rows, on the teacher's device."""
+        ...
+
+    def on_host(self, made: Arrays) -> Stored:
+        """What is stored, from what ``on_device`` made."""
         ...
 
     def target(self, read: Read, temperature: float) -> LogitsTarget:

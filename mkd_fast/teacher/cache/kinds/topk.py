@@ -22,7 +22,7 @@ from torch import Tensor
 from mkd_fast.losses.targets import SparseTeacher
 from mkd_fast.teacher.cache.format import TensorSpec
 from mkd_fast.teacher.cache.kinds.entries import from_bytes, id_bits, to_bytes
-from mkd_fast.teacher.cache.kinds.rows import Arrays, Origin, Read
+from mkd_fast.teacher.cache.kinds.rows import Arrays, LogitsRows, Read, Stored
 
 _INFINITE = 0x7C00  # float16, as are the others; NaN lies above
 _FARTHEST = 57_344.0  # finite in the fewest bits there are
@@ -42,6 +42,7 @@ class TopK:
     num_kept: int
     num_columns: int
     temperatures: tuple[float, ...]
+    num_draws = 0
 
     @property
     def name(self) -> str:
@@ -70,29 +71,30 @@ class TopK:
             TensorSpec(f"{self.name}.entries", "U8", self.num_kept * self.entry_bytes, axis),
         )
 
-    def choices(self, origin: Origin) -> dict[str, Tensor]:
-        """None: ties go as ``torch.topk`` decides."""
-        return {}
+    @property
+    def num_top(self) -> int:
+        """K."""
+        return self.num_kept
 
-    def on_device(self, z_NV: Tensor, choices: dict[str, Tensor]) -> dict[str, Tensor]:
+    def on_device(self, rows: LogitsRows) -> dict[str, Tensor]:
         """The K largest, with their ids, and every log_z."""
-        top = z_NV.topk(self.num_kept)
+        kept, largest = rows.kept, slice(self.num_kept)
         return {
-            "ids": top.indices.to(torch.int32),
-            "logits": top.values,
-            "log_z": torch.stack(
-                [(z_NV if t == 1.0 else z_NV / t).logsumexp(-1) for t in self.temperatures], -1
-            ),
+            "ids": kept.top_ids[:, largest],
+            "logits": kept.top_logits[:, largest],
+            "log_z": kept.log_z,
         }
 
-    def on_host(self, made: Arrays) -> Arrays:
+    def on_host(self, made: Arrays) -> Stored:
         """Entries, from ids and logits."""
         largest_N1 = np.ascontiguousarray(made["logits"][:, :1])
-        return {
-            f"{self.name}.largest": largest_N1,
-            f"{self.name}.log_z": made["log_z"],
-            f"{self.name}.entries": self.pack(made["ids"], largest_N1 - made["logits"]),
-        }
+        return Stored(
+            {
+                f"{self.name}.largest": largest_N1,
+                f"{self.name}.log_z": made["log_z"],
+                f"{self.name}.entries": self.pack(made["ids"], largest_N1 - made["logits"]),
+            }
+        )
 
     def pack(
         self, ids_NK: NDArray[np.int32], distances_NK: NDArray[np.float32]
