@@ -10,7 +10,8 @@ same split wherever the old split is still there to be found and nothing new can
     BPE        applies the first merge in its list that fits, again and again. Every merge on the
                way to a kept piece is kept, and no merge is new, so each step takes the same one.
                That way is the same within a longer word: no merge crossed the piece's ends, and
-               the first in the list of all is also the first of those inside.
+               the first in the list of all is also the first of those inside. (A piece that no
+               merges lead to is taken as a whole word where the model ignores merges, or never.)
 
 So a text whose split uses kept pieces only is split as before. (WordPiece has one exception: a
 word that was unknown as a whole may find a split once a longer piece is gone. It finds none if the
@@ -19,7 +20,7 @@ characters: those that occur in a kept piece stay, and in byte-level BPE all 256
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -125,15 +126,18 @@ def _readings(piece: str, prefix: str, suffix: str) -> Iterable[list[str]]:
 
 
 def _merge_steps(
-    symbols: list[str], ranks: Mapping[tuple[str, ...], int], prefix: str
-) -> Iterable[str]:
-    """Every piece that occurs while BPE merges these, one pair at a time, the leftmost first."""
-    parts, unmerged = list(symbols), math.inf
-    yield from parts
+    symbols: Sequence[str], ranks: Mapping[tuple[str, ...], int], prefix: str
+) -> list[str]:
+    """Every piece that occurs while BPE merges these into one; none if it does not.
+
+    It merges one pair at a time, the first in the list of merges, the leftmost of equal ones.
+    """
+    parts, steps = list(symbols), list(symbols)
     while len(parts) > 1:
-        pairs = ((ranks.get(pair, unmerged), at) for at, pair in enumerate(pairwise(parts)))
+        pairs = ((ranks.get(pair, math.inf), at) for at, pair in enumerate(pairwise(parts)))
         rank, at = min(pairs)
-        if rank == unmerged:
-            return
+        if rank == math.inf:
+            return []
         parts[at : at + 2] = [parts[at] + parts[at + 1].removeprefix(prefix)]
-        yield parts[at]
+        steps.append(parts[at])
+    return steps
