@@ -1,7 +1,7 @@
 """From a teacher's outputs to what is stored of a batch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from mkd_fast.teacher.cache.kinds import (
     HIDDEN,
     LAST,
     Arrays,
+    LogitsKind,
     LogitsRows,
     Origin,
     States,
@@ -88,7 +89,9 @@ class Keeper:
                     None if first.logits is None else first.logits.shape
                 )
             self._axis = "sample" if first.logits.ndim == 2 else "token"
-            self._asked = self._asked_of(first.logits)
+            self._asked = _asked_of(plan, self.kinds, about.num_columns)
+            if any(kind.num_top or kind.num_draws for kind in self.kinds):
+                self.outputs = replace(about, rounds_as=rounds_as(first.logits))
         self._states: list[tuple[int | None, States]] = []
         if HIDDEN in plan.keep:
             assert first.last_hidden is not None, "the runner was asked for it"
@@ -99,19 +102,6 @@ class Keeper:
         for layer, states in self._states:
             specs += states.specs(_states(first, layer).shape[-1])
         self.tensors: tuple[TensorSpec, ...] = tuple(specs)
-
-    def _asked_of(self, logits: Tensor) -> Asked:
-        plan, num_top = self._plan, max(kind.num_top for kind in self.kinds)
-        has_draws = any(kind.num_draws for kind in self.kinds)
-        if num_top or has_draws:
-            self.outputs = replace(self.outputs, rounds_as=rounds_as(logits))
-        return Asked(
-            self.outputs.num_columns,
-            num_top,
-            plan.temperatures if num_top else (),
-            plan.temperatures[0] if has_draws else 1.0,
-            plan.proposal_exponent if has_draws else 1.0,
-        )
 
     def launch(self, batch: TokenBatch, outputs: TeacherOutputs) -> "Launched":
         """Give the device its work on one batch, and its results the way to the host."""
@@ -146,6 +136,18 @@ class Keeper:
             begin, end = end, end + kind.num_draws
             made[kind.name] = kind.on_device(LogitsRows(logits_NV, rows, kept.of_draws(begin, end)))
         return made
+
+
+def _asked_of(plan: Plan, kinds: Sequence[LogitsKind], num_columns: int) -> Asked:
+    """What all kinds together need of a row."""
+    asked = Asked(num_columns, max(kind.num_top for kind in kinds))
+    if asked.num_top:
+        asked = replace(asked, temperatures=plan.temperatures)
+    if any(kind.num_draws for kind in kinds):
+        drawn_at = plan.temperatures[0]
+        exponent = plan.proposal_exponent
+        asked = replace(asked, draw_temperature=drawn_at, proposal_exponent=exponent)
+    return asked
 
 
 def _states(outputs: TeacherOutputs, layer: int | None) -> Tensor:

@@ -5,8 +5,6 @@ what the fused path returns for all cases.
 """
 
 import functools
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 import sparse_kd_cases
 import torch
 from dense_kd_input import F32
-from instruction_sets import available_capabilities
+from instruction_sets import available_capabilities, results_of, run_with
 from kd_evaluation import GRADIENT, Case, assert_all_within_budget, evaluate, exact_and_plain
 
 from mkd_fast.losses import ops
@@ -31,27 +29,10 @@ CASES: dict[str, Case] = {
 }
 
 
-def run_with(capability: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run this module as a script under an instruction set."""
-    tests = str(Path(__file__).parents[1])  # where it imports from
-    environment = os.environ | {"MKD_FAST_CPU_CAPABILITY": capability, "PYTHONPATH": tests}
-    command = [sys.executable, __file__, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each instruction set returns for every case."""
-    folder = tmp_path_factory.mktemp("results")
-
-    @functools.cache
-    def of(capability):
-        path = folder / f"{capability}.pt"
-        finished = run_with(capability, str(path))
-        assert finished.returncode == 0, finished.stderr
-        return torch.load(path)
-
-    return of
+    return results_of(__file__, tmp_path_factory.mktemp("results"))
 
 
 @functools.cache
@@ -75,7 +56,7 @@ def test_gradient_rows_sum_to_zero(results, capability, divergence):
 
 
 def test_unknown_capability_is_refused():
-    finished = run_with("avx9000")
+    finished = run_with("avx9000", __file__)
     assert finished.returncode != 0
     assert "MKD_FAST_CPU_CAPABILITY must be one that this machine has" in finished.stderr
     assert "got avx9000. Unset it for the best one." in finished.stderr

@@ -4,17 +4,13 @@ A process chooses its instruction set once, so this module runs itself as a scri
 what the op returns for all cases.
 """
 
-import functools
-import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from budget import assert_within_budget
-from instruction_sets import available_capabilities
+from instruction_sets import available_capabilities, results_of
 from torch import Tensor
 
 from mkd_fast.losses import ops
@@ -121,18 +117,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each instruction set returns for every case."""
-    folder = tmp_path_factory.mktemp("results")
-
-    @functools.cache
-    def of(capability):
-        path = folder / f"{capability}.pt"
-        tests = str(Path(__file__).parents[1])  # where it imports from
-        more = {"MKD_FAST_CPU_CAPABILITY": capability, "PYTHONPATH": tests}
-        command = [sys.executable, __file__, str(path)]
-        subprocess.run(command, env=os.environ | more, check=True)
-        return torch.load(path)
-
-    return of
+    return results_of(__file__, tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(params=available_capabilities())
