@@ -83,17 +83,6 @@ def layer_built_otherwise(
     )
 
 
-def width_copy_missing(hidden_size: int, teacher_hidden_size: int) -> ValueError:
-    """A narrower student."""
-    return value_error(
-        "copy_init",
-        f"hidden_size must be the teacher's {teacher_hidden_size}, for only depth and vocabulary "
-        "are reduced",
-        f"{hidden_size}",
-        "Leave it out, and keep fewer layers or tokens.",
-    )
-
-
 def not_a_transformers_model(kind: str) -> TypeError:
     """A wrapped model, or something else."""
     return type_error(

@@ -30,6 +30,7 @@ from mkd_fast.student.structure import (
     word_table,
 )
 from mkd_fast.student.vocabulary import TokenMap
+from mkd_fast.student.width import WidthRequest, narrow
 
 PARTS = ("word embeddings", "other embeddings", "layers", "head")
 
@@ -43,8 +44,13 @@ def copy_init(
     *,
     layer_list: str | None = None,
     calibration: Iterable[Any] | None = None,
+    num_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    intermediate_size: int | None = None,
+    width: str = "uniform",
+    compensate: bool = True,
 ) -> PreTrainedModel:
-    """A student with the teacher's own weights: fewer layers, fewer rows of the vocabulary.
+    """A student with the teacher's own weights: fewer layers, units, rows of the vocabulary.
 
     Args:
         teacher_model: a transformers model, with or without a task head, on one device. It is left
@@ -52,25 +58,37 @@ def copy_init(
         depth: "stride", "first", "last", "first_last", "importance" or layer numbers; see
             `choose_layers`.
         num_layers: layers of the student. None is half of the teacher's, rounded up.
-        hidden_size: None or the teacher's own width.
+        hidden_size: units of the student's residual stream. None keeps the teacher's. Where a
+            family's heads fill the stream (BERT), so many heads are kept.
         keep_token_ids: distinct ids of the teacher's vocabulary to keep, in the order of their new
             ids; `trim_tokenizer` gives them with the tokenizer they belong to. None keeps all.
         layer_list: the name of the nn.ModuleList of layers, where the model does not tell.
-        calibration: for "importance", batches with input_ids and attention_mask [B, S], as
-            `capture` takes them; the layers that change their hidden states least are dropped.
+        calibration: batches of text with input_ids and attention_mask [B, S], as `capture` takes
+            them. "importance" drops the layers that change their hidden states least on them;
+            "activation" and "pca" choose units by them, and need not many tokens more than units.
+        num_heads: query heads, which are kept or dropped whole. None keeps the teacher's.
+        num_key_value_heads: None keeps whole groups of query heads and their key/value head; a
+            number keeps so many of the groups, and as many query heads of each.
+        intermediate_size: feed-forward units. None keeps the teacher's.
+        width: how units are chosen: "uniform", evenly; "activation", those that do most on the
+            calibration text; "pca", which first turns the residual stream to its principal
+            directions. See `mkd_fast.student.units` and `stream`.
+        compensate: for "activation" and "pca", scale norms for the size of fewer units, and read
+            from what is kept what it tells of the rest. False leaves weights the teacher's own.
 
     Returns:
         A model of the teacher's class, in eval mode; dtype and device of each tensor are the
         teacher's, every parameter requires a gradient. On text inside the kept vocabulary its
         hidden states and class logits are, bit for bit, those of the teacher with the kept layers
         only. The logits of a masked-LM head are the same dot products, but fewer: the
-        matrix product may sum them in another order.
+        matrix product may sum them in another order. A narrower student computes less, and what
+        it computes differs.
 
     Raises:
         ValueError: an argument out of its range, or a teacher that cannot be copied right: its
             layers are not found, one of them would be built otherwise in its new place, it is
-            quantised, on the meta device or on several devices, or it has tensors that its config
-            does not describe.
+            quantised, on the meta device or on several devices, it has tensors that its config
+            does not describe, or its units cannot be told apart.
         TypeError: teacher_model is not a transformers model.
     """
     return copy_with_report(
@@ -81,6 +99,11 @@ def copy_init(
         keep_token_ids,
         layer_list=layer_list,
         calibration=calibration,
+        num_heads=num_heads,
+        num_key_value_heads=num_key_value_heads,
+        intermediate_size=intermediate_size,
+        width=width,
+        compensate=compensate,
     )[0]
 
 
@@ -93,19 +116,33 @@ def copy_with_report(
     *,
     layer_list: str | None = None,
     calibration: Iterable[Any] | None = None,
+    num_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    intermediate_size: int | None = None,
+    width: str = "uniform",
+    compensate: bool = True,
 ) -> tuple[PreTrainedModel, CopyReport]:
     """The student of `copy_init`, and the account of where each of its tensors came from."""
     _check_copyable(teacher_model)
-    width = text_config(teacher_model).hidden_size
-    if hidden_size not in (None, width):
-        raise checks.width_copy_missing(hidden_size, width)
+    request = WidthRequest(
+        hidden_size, num_heads, num_key_value_heads, intermediate_size, width, compensate
+    )
     token_map = _token_map(teacher_model, keep_token_ids)
     list_name = find_layer_list("copy_init", teacher_model, layer_list)
-    scores = _scores(teacher_model, list_name, depth, num_layers, calibration)
+    if calibration is not None and not request.is_empty:
+        calibration = list(calibration)  # depth and width each read it
+    ranks_layers = depth == "importance" or request.is_empty
+    scores = _scores(
+        teacher_model, list_name, depth, num_layers, calibration if ranks_layers else None
+    )
     kept = keep_layers(teacher_model, list_name, depth, num_layers, scores)
+    narrowing = narrow(teacher_model, list_name, request, calibration)
+    if narrowing is not None:
+        narrowing.write(kept.config)
 
     student = _empty_student(teacher_model, kept.config, token_map)
-    sources = plan_copy(teacher_model, student, list_name, kept.layers, token_map)
+    narrowed = None if narrowing is None else narrowing.narrowed
+    sources = plan_copy(teacher_model, student, list_name, kept.layers, token_map, narrowed)
     weights = teacher_model.state_dict()
     student.load_state_dict(
         {name: source.take(weights) for name, source in sources.items()}, assign=True

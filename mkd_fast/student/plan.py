@@ -1,7 +1,7 @@
 """Where each tensor of a student comes from, and the proof that none was forgotten."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,22 +15,76 @@ from mkd_fast.student.vocabulary import TokenMap
 
 
 @dataclass(frozen=True, eq=False)
+class Cut:
+    """What a narrower student takes of a tensor.
+
+    Attributes:
+        rows: by axis, the indices that are kept.
+        maps: by axis, what it is multiplied by: [the teacher's length, the student's].
+        factor: of the tensor, or of offset + tensor where that is what acts.
+        offset: what a norm adds to its weight.
+        fill: a number and a length, for a vector that takes nothing of the teacher's.
+    """
+
+    rows: Mapping[int, Tensor]
+    maps: Mapping[int, Tensor]
+    factor: float = 1.0
+    offset: float = 0.0
+    fill: tuple[float, int] | None = None
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """A new tensor of the same dtype."""
+        if self.fill is not None:
+            return tensor.new_full((self.fill[1],), self.fill[0])
+        for axis, rows in self.rows.items():
+            tensor = tensor.index_select(axis, rows.to(tensor.device))
+        if not self.maps and self.factor == 1.0:
+            return tensor.clone()
+        taken = tensor.double()
+        for axis, by in self.maps.items():
+            taken = (taken.movedim(axis, -1) @ by.to(taken)).movedim(-1, axis)
+        return ((self.offset + taken) * self.factor - self.offset).to(tensor.dtype).contiguous()
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that take gives."""
+        if self.fill is not None:
+            return (self.fill[1],)
+        kept = {axis: len(rows) for axis, rows in self.rows.items()}
+        kept |= {axis: by.shape[1] for axis, by in self.maps.items()}
+        return tuple(kept.get(axis, length) for axis, length in enumerate(whole))
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
-    """A tensor of the teacher, all of it or some of its rows, and how to say so."""
+    """A tensor of the teacher, all of it or a part, and how to say so.
+
+    Attributes:
+        name: the teacher's.
+        how: what was done.
+        rows: of the first axis: tokens or positions.
+        cut: of any axis, for a narrower student.
+    """
 
     name: str
     how: str = "copied"
     rows: Tensor | None = None
+    cut: Cut | None = None
 
     def take(self, teacher_weights: Mapping[str, Tensor]) -> Tensor:
         """A copy that shares no memory with the teacher."""
         tensor = teacher_weights[self.name]
-        return tensor.clone() if self.rows is None else tensor[self.rows.to(tensor.device)]
+        if self.rows is not None:
+            tensor = tensor[self.rows.to(tensor.device)]
+        if self.cut is not None:
+            return self.cut.take(tensor)
+        return tensor.clone() if self.rows is None else tensor
 
     def shape(self, teacher_weights: Mapping[str, Tensor]) -> tuple[int, ...]:
         """The shape that take gives."""
         whole = tuple(teacher_weights[self.name].shape)
-        return whole if self.rows is None else (len(self.rows), *whole[1:])
+        if self.rows is not None:
+            whole = (len(self.rows), *whole[1:])
+        return whole if self.cut is None else self.cut.shape(whole)
 
 
 def plan_copy(
@@ -39,6 +93,7 @@ def plan_copy(
     layer_list: str,
     layers: tuple[int, ...],
     token_map: TokenMap | None,
+    narrowed: Callable[[Source, tuple[int, ...]], Source] | None = None,
 ) -> dict[str, Source]:
     """The source of every tensor in the student's state_dict.
 
@@ -48,6 +103,7 @@ def plan_copy(
         layer_list: the dotted name of the list of layers, in both.
         layers: the teacher's layer for each of the student's.
         token_map: which rows of the vocabulary are kept, or None for all.
+        narrowed: makes the source of a narrower student's tensor, given its shape in the teacher.
 
     Raises:
         ValueError: a tensor of the student has no source or one of another shape, tensors that the
@@ -64,6 +120,13 @@ def plan_copy(
             sources[name] = _positions(teacher, student, positions)
         else:
             sources[name] = Source(origin)
+    _check_found(teacher, sources)
+    if narrowed is not None:
+        weights = teacher.state_dict()
+        sources = {
+            name: narrowed(source, tuple(weights[source.name].shape))
+            for name, source in sources.items()
+        }
     _check_shapes(teacher, student, sources)
     _check_ties(teacher, student, sources)
     _check_nothing_left(teacher, sources, layer_list, layers)
@@ -92,13 +155,17 @@ def _positions(teacher: PreTrainedModel, student: PreTrainedModel, table: str) -
     return Source(f"{table}.weight", f"rows moved by {moved:+d} with the padding id", rows)
 
 
-def _check_shapes(
-    teacher: PreTrainedModel, student: PreTrainedModel, sources: Mapping[str, Source]
-) -> None:
+def _check_found(teacher: PreTrainedModel, sources: Mapping[str, Source]) -> None:
     weights = teacher.state_dict()
     missing = [name for name, source in sources.items() if source.name not in weights]
     if missing:
         raise checks.tensors_without_source(missing)
+
+
+def _check_shapes(
+    teacher: PreTrainedModel, student: PreTrainedModel, sources: Mapping[str, Source]
+) -> None:
+    weights = teacher.state_dict()
     for name, tensor in student.state_dict().items():
         taken = sources[name].shape(weights)
         if taken != tuple(tensor.shape):
