@@ -1,4 +1,4 @@
-"""``python killed_training_job.py RECIPE [SECTION.KEY=VALUE...]``: killed in its eighth step.
+"""``python killed_training_job.py RECIPE [SECTION.KEY=VALUE...]``: killed in a student's 8th step.
 
 The last checkpoint is then that of the sixth.
 """
@@ -10,20 +10,26 @@ import sys
 import torch
 
 import mkd_fast
+from mkd_fast.train.masked_lm import MaskedDistillTask
 from mkd_fast.train.tasks import DistillTask
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    loss, steps = DistillTask.loss, []
+def killing(loss):
+    steps = []
 
-    def killing(*args):
+    def counting(*args):
         steps.append(args)
         if len(steps) == 8:
             os.kill(os.getpid(), signal.SIGKILL)
         return loss(*args)
 
-    DistillTask.loss = killing
+    return counting
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for task in (DistillTask, MaskedDistillTask):
+        task.loss = killing(task.loss)
     mkd_fast.distill(sys.argv[1], dict(setting.split("=") for setting in sys.argv[2:]))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tiny_tokenizer import unigram
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 LABELS = ("dim", "off", "on")
 # Half of a language's words are names, so that sentences without a word of the task abound.
@@ -29,6 +29,7 @@ kind = "{kind}"
 source = "files"
 train = "{train}"
 test = "{test}"
+vocabulary_text = "{vocabulary_text}"
 max_length = 12
 
 [teacher]
@@ -40,6 +41,9 @@ batch_size = 8
 learning_rate = 2e-3
 checkpoint_every = 3
 log_every = 2
+
+[capture]
+keep = "{keep}"
 
 [loss]
 temperature = 2.0
@@ -76,17 +80,17 @@ def write_rows(path: Path, rows: Sequence[Row]) -> Path:
     return path
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(*, has_mask: bool = False) -> PreTrainedTokenizerFast:
     """Every word of the sentences, and all letters."""
     rows = sentences(tuple(WORDS), ("lamp", "light", "lantern"))
     words = sorted({word for row in rows for word in row["text"].split()})
-    return unigram(words, letters=string.ascii_lowercase)
+    return unigram(words, letters=string.ascii_lowercase, has_mask=has_mask)
 
 
-def write_encoder(folder: Path, seed: int = 0) -> Path:
-    """A random encoder of four layers, as ``save_pretrained`` writes it."""
+def write_encoder(folder: Path, seed: int = 0, model_class: type[BertModel] = BertModel) -> Path:
+    """A random encoder of four layers, as ``save_pretrained`` writes it, perhaps with a head."""
     torch.manual_seed(seed)
-    pieces = tokenizer()
+    pieces = tokenizer(has_mask=model_class is not BertModel)
     config = BertConfig(
         vocab_size=len(pieces),
         hidden_size=32,
@@ -96,7 +100,7 @@ def write_encoder(folder: Path, seed: int = 0) -> Path:
         max_position_embeddings=16,
         pad_token_id=pieces.pad_token_id,
     )
-    BertModel(config).save_pretrained(folder)
+    model_class(config).save_pretrained(folder)
     pieces.save_pretrained(folder)
     return folder
 
@@ -118,22 +122,32 @@ def tagged(rows: Sequence[Row], turn: int = 0) -> list[Row]:
     return found
 
 
-def write_job(folder: Path, run_folder: str = "run", *, is_tagged: bool = False) -> Path:
+def write_job(
+    folder: Path, run_folder: str = "run", *, kind: str = "sequence_classification"
+) -> Path:
     """Encoder, text in two seen languages and one unseen, and the recipe; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
     train = sentences(("de", "en"), ("lamp", "light"))
     test = sentences(("de", "en", "sw"), ("lantern",))
-    if is_tagged:
+    model_class, keep, vocabulary_text = BertModel, "logits", ""
+    if kind == "token_classification":
         train = tagged(sentences(("de", "en"), ("lamp", "light", "lantern")))
         test = tagged(test, turn=1)
+    elif kind == "masked_lm":
+        model_class, keep = BertForMaskedLM, "hidden"
+        vocabulary_text = str(folder / "vocabulary.txt")
+        lines = [row["text"] for row in sentences(("sw",), ("lamp",))]
+        Path(vocabulary_text).write_text("\n".join(lines), encoding="utf-8")
     recipe = folder / "recipe.toml"
-    folder.mkdir(parents=True, exist_ok=True)
     recipe.write_text(
         RECIPE.format(
             folder=folder / run_folder,
-            kind="token_classification" if is_tagged else "sequence_classification",
+            kind=kind,
+            keep=keep,
+            vocabulary_text=vocabulary_text,
             train=write_rows(folder / "train.jsonl", train),
             test=write_rows(folder / "test.jsonl", test),
-            encoder=write_encoder(folder / "encoder"),
+            encoder=write_encoder(folder / "encoder", model_class=model_class),
         ),
         encoding="utf-8",
     )

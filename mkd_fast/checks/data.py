@@ -212,6 +212,16 @@ def no_pad_token(name: str) -> ValueError:
     )
 
 
+def no_mask_token(name: str) -> ValueError:
+    """Nothing to put in place of what is to be found."""
+    return value_error(
+        "mask_text",
+        "the tokenizer must have a mask token",
+        f"{name!r} without one",
+        "Name a masked language model.",
+    )
+
+
 def one_batch_limit(function: str, batch_size: object, max_tokens: object) -> ValueError:
     """Two ways to limit a batch, one at a time."""
     return value_error(

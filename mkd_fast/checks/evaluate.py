@@ -65,6 +65,16 @@ def tags_differ_in_number(num_predicted: int, num_true: int, num_languages: int)
     )
 
 
+def no_token_to_score(model: str) -> ValueError:
+    """Samples whose tokens the student has all dropped, or that have none."""
+    return value_error(
+        "score_language_model",
+        "the test must have a token to be found that the student's vocabulary has",
+        f"none for {model!r}",
+        'Name text of it in data.vocabulary_text, or set student.vocabulary = "all".',
+    )
+
+
 def nothing_to_score(model: str) -> ValueError:
     """No samples."""
     return value_error(

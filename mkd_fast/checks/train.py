@@ -93,9 +93,9 @@ def source_of_another_task(source: str, kind: str) -> ValueError:
     """Text without the labels that the task is about."""
     return value_error(
         "recipe: [task]",
-        f'source = "{source}" has a label for each text, which is "sequence_classification"',
+        f'source = "{source}" has a label for each text, for "sequence_classification"',
         repr(kind),
-        'Set data.source = "files" or "hub", and name tagged text.',
+        'Set data.source = "files" or "hub", and name text of the task.',
     )
 
 
@@ -106,6 +106,16 @@ def entity_types_without_tags(kind: str) -> ValueError:
         'entity_types belong to task.kind = "token_classification"',
         repr(kind),
         "Leave them out.",
+    )
+
+
+def kept_of_another_task(keep: str, kind: str) -> ValueError:
+    """Every logit of a vocabulary, or what a classifier has no use for."""
+    return value_error(
+        "recipe: [capture]",
+        f'keep must suit task.kind = "{kind}"',
+        repr(keep),
+        'A classifier keeps "logits"; a language model "hidden", "topk:64" or "sampled:50".',
     )
 
 
@@ -145,8 +155,8 @@ def targets_of_other_tokens(coverage: float) -> ValueError:
     """The student splits rare words otherwise than the teacher did."""
     return value_error(
         "recipe",
-        "student.coverage must be 1 where words are tagged or hidden states matched, which goes "
-        "token by token",
+        "student.coverage must be 1 where words are tagged, tokens masked or hidden states matched, "
+        "which goes token by token",
         f"{coverage}",
         "Leave it out, or set loss.hidden_weight and scratch.hidden_weight to 0.",
     )
@@ -189,6 +199,16 @@ def model_not_loaded(name: str, error: Exception) -> ValueError:
         f"{name} must be a model that transformers can load",
         _first_line(error),
         "Name a folder written by save_pretrained, or, when online, a hub model.",
+    )
+
+
+def no_language_model_head(name: str, missing: str) -> ValueError:
+    """A bare encoder would be given a head of random numbers."""
+    return value_error(
+        "teacher",
+        f"{name} must be a masked language model",
+        f"none of its weights for {missing}",
+        "Name one that was trained as such, or set teacher.finetuned = false.",
     )
 
 

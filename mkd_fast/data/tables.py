@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+# What BCP 47 calls a language that nobody has said.
+UNDETERMINED = "und"
 # One JSON line may be as long as a block of the reader.
 _JSON_BLOCK_BYTES = 1 << 24
 
@@ -43,7 +45,7 @@ def read_table(
     Args:
         source: a path that ends in one of the suffixes, a ``HubSource``, or the bare name of a
             dataset with the columns of the files.
-        columns: of text, label and language, as files call them.
+        columns: of text, label (if there is one) and language, as files call them.
         suffixes: of the files that can hold such columns.
 
     Returns:
@@ -83,6 +85,9 @@ def _read_file(path: Path) -> "pyarrow.Table":
         if path.suffix == ".parquet":
             return pyarrow.parquet.read_table(path)
         _check_utf8(path)
+        if path.suffix == ".txt":
+            lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            return pyarrow.table({"text": lines, "language": [UNDETERMINED] * len(lines)})
         if path.suffix == ".jsonl":
             blocks = pyarrow.json.ReadOptions(block_size=_JSON_BLOCK_BYTES)
             return pyarrow.json.read_json(path, read_options=blocks)
@@ -117,16 +122,16 @@ def _read_hub(source: HubSource, wanted: Sequence[str]) -> "pyarrow.Table":
         dataset = load_dataset(source.name, source.config, split=source.split)
     except (FileNotFoundError, ConnectionError) as error:
         raise checks.dataset_not_found(source.name, error) from error
-    names = dict(
-        zip((source.text_column, source.label_column, source.language_column), wanted, strict=True)
-    )
+    text, *label, language = wanted
+    names = {source.text_column: text, source.language_column: language}
+    if label:
+        names[source.label_column] = label[0]
     columns = {names[name]: dataset[name][:] for name in dataset.column_names if name in names}
-    feature = dataset.features.get(source.label_column)
-    label = wanted[1]
+    feature = dataset.features.get(source.label_column) if label else None
     if isinstance(feature, ClassLabel):
-        columns[label] = feature.int2str(columns[label])
+        columns[label[0]] = feature.int2str(columns[label[0]])
     elif isinstance(of_each := getattr(feature, "feature", None), ClassLabel):
-        columns[label] = [of_each.int2str(row) for row in columns[label]]
+        columns[label[0]] = [of_each.int2str(row) for row in columns[label[0]]]
     if source.language is not None:
         columns["language"] = [source.language] * len(dataset)
     return pyarrow.table(columns)

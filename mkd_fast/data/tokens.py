@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NO_LABEL = -100
 # Texts tokenised at a time: enough for all of the tokenizer's threads, little memory.
 _TEXTS_PER_CALL = 4096
-_NOTHING_ELSE = {"return_attention_mask": False, "return_token_type_ids": False}
+IDS_ONLY = {"return_attention_mask": False, "return_token_type_ids": False}
 T = TypeVar("T")
 IntArray = npt.NDArray[np.int64]
 
@@ -79,10 +79,22 @@ class TokenisedText:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenisedWords(TokenisedText):
-    """Sentences of words; ``labels`` int64 [total], the tag at the first piece of a word.
+class LabelledTokens(TokenisedText):
+    """``labels`` int64 [total], one a token, ``NO_LABEL`` where there is none."""
 
-    Other pieces and special tokens have ``NO_LABEL``. ``words`` int64 [total] is the number of the
+    def batch_labels(self, rows: Sequence[int], mask: npt.NDArray[np.bool_]) -> IntArray:
+        """Labels of a batch, [B, S]: one a token."""
+        labels = np.full(mask.shape, NO_LABEL, np.int64)
+        parts = (self.labels[self.offsets[row] : self.offsets[row + 1]] for row in rows)
+        labels[mask] = np.concatenate([np.empty(0, np.int64), *parts])
+        return labels
+
+
+@dataclass(frozen=True, eq=False)
+class TokenisedWords(LabelledTokens):
+    """Sentences of words; a word's tag is the label of its first piece.
+
+    ``words`` int64 [total] is the number of the
     word in its sentence at its first piece, else -1. ``num_words`` counts the words of the text:
     a word that lies beyond the longest sequence, or is nothing to the tokenizer, has no piece.
     """
@@ -99,13 +111,6 @@ class TokenisedWords(TokenisedText):
         """The words of a sentence that have a piece, in their order."""
         words = self.words[self.offsets[row] : self.offsets[row + 1]]
         return words[words >= 0]
-
-    def batch_labels(self, rows: Sequence[int], mask: npt.NDArray[np.bool_]) -> IntArray:
-        """Labels of a batch, [B, S]: one a token."""
-        labels = np.full(mask.shape, NO_LABEL, np.int64)
-        parts = (self.labels[self.offsets[row] : self.offsets[row + 1]] for row in rows)
-        labels[mask] = np.concatenate([np.empty(0, np.int64), *parts])
-        return labels
 
 
 def tokenise(
@@ -126,14 +131,14 @@ def tokenise(
     Raises:
         ValueError: max_length leaves no room for a token of the text, or there is no pad token.
     """
-    _check_tokenizer(tokenizer, max_length)
+    check_tokenizer(tokenizer, max_length)
     rows = []
-    for texts in _blocks(text.texts):
+    for texts in blocks(text.texts):
         prefixed = [text_prefix + sentence for sentence in texts]
-        encoded = tokenizer(prefixed, truncation=True, max_length=max_length, **_NOTHING_ELSE)
+        encoded = tokenizer(prefixed, truncation=True, max_length=max_length, **IDS_ONLY)
         rows += [np.array(row, np.int32) for row in encoded["input_ids"]]
     labels = np.array(text.labels, np.int64)
-    return TokenisedText(*_flat(rows), labels, tokenizer.pad_token_id)
+    return TokenisedText(*flat_rows(rows), labels, tokenizer.pad_token_id)
 
 
 def tokenise_words(
@@ -148,15 +153,15 @@ def tokenise_words(
     A word's first piece is the first that holds any of its characters. Arguments and errors as
     ``tokenise``.
     """
-    _check_tokenizer(tokenizer, max_length)
+    check_tokenizer(tokenizer, max_length)
     rows, words = [], []
-    for sentences in _blocks(text.sentences):
+    for sentences in blocks(text.sentences):
         encoded = tokenizer(
             [text_prefix + " ".join(sentence) for sentence in sentences],
             truncation=True,
             max_length=max_length,
             return_offsets_mapping=True,
-            **_NOTHING_ELSE,
+            **IDS_ONLY,
         )
         rows += [np.array(row, np.int32) for row in encoded["input_ids"]]
         for sentence, spans in zip(sentences, encoded["offset_mapping"], strict=True):
@@ -167,7 +172,7 @@ def tokenise_words(
     ]
     nothing = np.empty(0, np.int64)
     return TokenisedWords(
-        *_flat(rows),
+        *flat_rows(rows),
         np.concatenate([nothing, *labels]),
         tokenizer.pad_token_id,
         np.concatenate([nothing, *words]),
@@ -196,7 +201,8 @@ def _at_first_pieces(words: Sequence[str], num_before: int, spans_S2: IntArray) 
     return found
 
 
-def _check_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> None:
+def check_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> None:
+    """Raise ValueError if there is no room for a token of the text, or no pad token."""
     num_special = tokenizer.num_special_tokens_to_add()
     if max_length <= num_special:
         raise checks.no_room_for_tokens(max_length, num_special)
@@ -204,12 +210,13 @@ def _check_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> N
         raise checks.no_pad_token(tokenizer.name_or_path)
 
 
-def _blocks(samples: Sequence[T]) -> Iterator[Sequence[T]]:
+def blocks(samples: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Samples as many at a time as are tokenised together."""
     for start in range(0, len(samples), _TEXTS_PER_CALL):
         yield samples[start : start + _TEXTS_PER_CALL]
 
 
-def _flat(rows: list[npt.NDArray[np.int32]]) -> tuple[npt.NDArray[np.int32], IntArray]:
+def flat_rows(rows: list[npt.NDArray[np.int32]]) -> tuple[npt.NDArray[np.int32], IntArray]:
     """Token ids end to end, and where each sample's begin."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])

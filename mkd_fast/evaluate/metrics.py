@@ -6,9 +6,9 @@ Shapes: N samples or labelled tokens, B samples of a batch, S tokens, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from mkd_fast.checks import evaluate as checks
 from mkd_fast.evaluate.scores import LanguageScore, ModelScores, grouped
 
 _Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
+_NUM_RESAMPLES = 1000
 _NO_LABEL = -100
 _NO_PREDICTION = -1  # stands in for the class of a sample whose logits hold a NaN
 
@@ -176,6 +177,25 @@ def wilson_interval(share: float, num_samples: int) -> tuple[float, float]:
     spread = math.sqrt(share * (1 - share) * z2_over_n + z2_over_n**2 / 4) / (1 + z2_over_n)
     # Rounding may push a bound past the share, or past 0 and 1, when the share is 0 or 1.
     return max(0.0, min(share, centre - spread)), min(1.0, max(share, centre + spread))
+
+
+def bootstrap_interval(
+    rows_NC: npt.NDArray[Any], of_sums: Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]]
+) -> tuple[float, float]:
+    """The 95 % interval of a number that depends on sums over samples, by drawing these anew.
+
+    The seed is fixed. It says nothing about other seeds of the training.
+
+    Args:
+        rows_NC: What each sample adds to the sums.
+        of_sums: The number for each of R resamples, [R], from their sums, [R, C].
+
+    Source: Efron (1979), "Bootstrap methods: another look at the jackknife"; percentiles.
+    """
+    num = len(rows_NC)
+    draws_RN = np.random.default_rng(0).multinomial(num, [1 / num] * num, size=_NUM_RESAMPLES)
+    low, high = np.quantile(of_sums(draws_RN @ rows_NC), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _classes(argument: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -37,7 +37,11 @@ TOKEN_CLASSIFICATION = (
     Measure("span_precision", "span precision"),
     Measure("span_recall", "span recall"),
 )
-TASKS = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION)
+LANGUAGE_MODEL = (
+    Measure("kl_to_teacher", "KL to the teacher in nats", is_share=False),
+    Measure("perplexity", "perplexity", is_share=False),
+)
+TASKS = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION, LANGUAGE_MODEL)
 
 
 @dataclass(frozen=True)

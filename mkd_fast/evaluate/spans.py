@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mkd_fast.checks import evaluate as checks
+from mkd_fast.evaluate.metrics import bootstrap_interval
 from mkd_fast.evaluate.scores import LanguageScore, ModelScores, grouped
 
 Tags = Sequence[Sequence[str]]
 FloatArray = npt.NDArray[np.float64]
-NUM_RESAMPLES = 1000
 
 
 def score_spans(
@@ -59,7 +59,7 @@ def score_spans(
             "span_precision": precision,
             "span_recall": recall,
         }
-        interval = _f1_interval(counts_N3[rows])
+        interval = bootstrap_interval(counts_N3[rows], lambda sums_R3: _shares(sums_R3)[:, 2])
         scores.append(LanguageScore(language, len(rows), values, interval))
     return grouped(model, scores, seen_languages)
 
@@ -83,16 +83,3 @@ def _shares(counts_R3: npt.NDArray[np.int64]) -> FloatArray:
     f1 = 2 * right / np.maximum(predicted + true, 1)
     shares: FloatArray = np.concatenate([of_both, f1[..., None]], -1)
     return shares
-
-
-def _f1_interval(counts_N3: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of F1 over sentences, drawn anew with a fixed seed.
-
-    It says nothing about other seeds of the training.
-
-    Source: Efron (1979), "Bootstrap methods: another look at the jackknife"; percentiles.
-    """
-    num = len(counts_N3)
-    draws_RN = np.random.default_rng(0).multinomial(num, [1 / num] * num, size=NUM_RESAMPLES)
-    low, high = np.quantile(_shares(draws_RN @ counts_N3)[:, 2], [0.025, 0.975])
-    return float(low), float(high)

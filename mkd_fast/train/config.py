@@ -44,10 +44,13 @@ class TaskConfig:
 
     Args:
         kind: "sequence_classification", a label for each text; "token_classification", a tag for
-            each word, as for named entities.
+            each word, as for named entities; "masked_lm", running text of which some tokens are
+            hidden.
     """
 
-    kind: Literal["sequence_classification", "token_classification"] = "sequence_classification"
+    kind: Literal["sequence_classification", "token_classification", "masked_lm"] = (
+        "sequence_classification"
+    )
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class DataConfig:
     Args:
         source: "home_intents" (built from PyPI packages), "files" or "hub".
         train, test: files with columns text, label, language (JSONL, CSV, Parquet), or, where
-            words are tagged, tokens, tags, language (JSONL, Parquet); or split names of the hub
-            dataset.
+            words are tagged, tokens, tags, language (JSONL, Parquet); or, for language models,
+            text, language, or lines (.txt); or split names of the hub dataset.
         seen: languages trained on; empty: all that the training text has, ``unseen`` excepted.
         unseen: languages only tested; empty: all that only the test text has.
         vocabulary_text: a text file, a sentence a line and no labels: with the training text in
@@ -69,7 +72,10 @@ class DataConfig:
             are read as "O". Empty: all of the training text, and tested text may have no other.
         train_per_intent, test_per_intent: for "home_intents", sentences a language and intent.
         text_prefix: put before every text when it is tokenised ("query: " for E5 models).
-        max_length: longest sequence, in tokens.
+        max_length: longest sequence, in tokens. Running text is cut into pieces of it.
+        num_maskings: for "masked_lm", masked inputs of each piece: an epoch trains on one, the next
+            on the next, and the teacher's outputs for all are captured.
+        mask_share: of the tokens, that are to be found.
     """
 
     source: Literal["home_intents", "files", "hub"] = "files"
@@ -88,10 +94,15 @@ class DataConfig:
     test_per_intent: int = 8
     text_prefix: str = ""
     max_length: int = 128
+    num_maskings: int = 4
+    mask_share: float = 0.15
 
     def __post_init__(self) -> None:
         if both := set(self.seen) & set(self.unseen):
             raise checks.seen_and_unseen(both)
+        checks.positive("recipe: [data]", "num_maskings", self.num_maskings)
+        if not 0.0 < self.mask_share <= 1.0:
+            raise checks.share_out_of_range("recipe: [data]", "mask_share", self.mask_share)
 
 
 @dataclass(frozen=True)
@@ -153,8 +164,8 @@ class CaptureConfig:
     """``[capture]``: what of the teacher's outputs goes to disk.
 
     Args:
-        keep: "logits", "topk:K" or "sampled:N". Hidden layers follow from ``student`` and
-            ``loss``.
+        keep: "logits", "topk:K" or "sampled:N", or for language models "hidden". Hidden layers
+            follow from ``student`` and ``loss``.
         hidden_dtype: of these layers.
         batch_size: sentences a forward pass.
         shard_megabytes: a shard is closed when it has grown to this.
@@ -269,17 +280,20 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
+        has_labels = self.task.kind == "sequence_classification"
         tags_words = self.task.kind == "token_classification"
-        if self.data.source == "home_intents" and tags_words:
+        if self.data.source == "home_intents" and not has_labels:
             raise checks.source_of_another_task(self.data.source, self.task.kind)
         if self.data.entity_types and not tags_words:
             raise checks.entity_types_without_tags(self.task.kind)
-        if self.loss.ignore_index != NO_LABEL and tags_words:
+        if self.loss.ignore_index != NO_LABEL and not has_labels:
             raise checks.other_ignore_index(self.loss.ignore_index, NO_LABEL)
         weights = (self.loss.hidden_weight, self.scratch.enabled and self.scratch.hidden_weight)
         splits_otherwise = self.student.vocabulary == "used" and self.student.coverage < 1.0
-        if splits_otherwise and (tags_words or any(weights)):
+        if splits_otherwise and (not has_labels or any(weights)):
             raise checks.targets_of_other_tokens(self.student.coverage)
+        if self.capture.keep == ("logits" if self.task.kind == "masked_lm" else "hidden"):
+            raise checks.kept_of_another_task(self.capture.keep, self.task.kind)
 
 
 def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:

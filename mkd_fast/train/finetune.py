@@ -16,7 +16,6 @@ from mkd_fast.train import models
 from mkd_fast.train.config import Config
 from mkd_fast.train.loop import FitResult, fit
 from mkd_fast.train.task_kinds import TaskKind
-from mkd_fast.train.tasks import LabelTask
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,13 @@ def finetuned_teacher(
         progress.say(f"teacher: fine-tuned before, {teacher.folder}")
         return teacher
     progress.say(f"teacher: fine-tuning {model}")
-    classifier = models.load_classifier(
-        model, text.label_names, seed=config.run.seed, auto_class=kind.auto_class
-    )
+    learner = kind.load(model, text.label_names, new_head_seed=config.run.seed)
     tokenizer = models.load_tokenizer(model)
     tokens = kind.tokenise(text, tokenizer)
     checkpoint_path = teacher.home / "checkpoint.pt"
     result = fit(
-        models.to_device(classifier, device),
-        LabelTask(tokens, config.finetune.batch_size, config.run.seed),
+        models.to_device(learner, device),
+        kind.label_task(tokens, config.finetune.batch_size, config.run.seed),
         config.finetune,
         name=name,
         checkpoint_path=checkpoint_path,
@@ -87,6 +84,6 @@ def finetuned_teacher(
         seed=config.run.seed,
     )
     write_json(teacher.home / "fit.json", vars(result))
-    models.save_folder(teacher.folder, classifier.cpu(), tokenizer)
+    models.save_folder(teacher.folder, learner.cpu(), tokenizer)
     checkpoint_path.unlink()
     return teacher

@@ -62,13 +62,35 @@ def load_classifier(
     return model
 
 
-def stream_classifier(
-    name: str, device: torch.device, max_memory_bytes: int, auto_class: str = SEQUENCE
-) -> "StreamedTeacher":
-    """A fine-tuned classifier that runs layer by layer from its files, in float32.
+def load_masked_lm(name: str, *, new_head_seed: int | None = None) -> "PreTrainedModel":
+    """A masked language model, in float32.
+
+    Args:
+        name: folder or hub name.
+        new_head_seed: of the head that a bare encoder gets; None refuses one that has none.
 
     Raises:
-        ValueError: transformers cannot load it, or it has no classification head.
+        ValueError: transformers cannot load it, or it has no head; the message names it.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    torch.manual_seed(new_head_seed or 0)
+    with told_by_name(name), quiet_transformers():
+        model, found = AutoModelForMaskedLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+        if found["missing_keys"] and new_head_seed is None:
+            raise checks.no_language_model_head(name, min(found["missing_keys"]))
+    return cast("PreTrainedModel", model)
+
+
+def stream_model(
+    name: str, device: torch.device, max_memory_bytes: int, auto_class: str
+) -> "StreamedTeacher":
+    """A fine-tuned model that runs layer by layer from its files, in float32.
+
+    Raises:
+        ValueError: transformers cannot load it, or it has no head for its task.
         RuntimeError: accelerate is not installed.
     """
     import transformers

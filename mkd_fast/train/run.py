@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from mkd_fast import progress
 from mkd_fast.data import TokenisedText
 from mkd_fast.data.batches import EvaluationBatches
-from mkd_fast.evaluate.metrics import predict
 from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
 from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.files import read_json, write_json
@@ -49,9 +48,9 @@ from mkd_fast.train.config import Config, OptimConfig
 from mkd_fast.train.device import choose_device
 from mkd_fast.train.finetune import FinetunedTeacher, finetuned_teacher
 from mkd_fast.train.folder import claim_folder
-from mkd_fast.train.loop import FitResult, fit
-from mkd_fast.train.task_kinds import kind_of
-from mkd_fast.train.tasks import DistillTask
+from mkd_fast.train.kinds import kind_of
+from mkd_fast.train.loop import FitResult, Task, fit
+from mkd_fast.train.task_kinds import Examined, Teaching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -95,15 +94,15 @@ class Run:
         folder = self.folder / "data"
         corpus = corpora.load(folder, self.kind.read)
         if corpus is None:
-            progress.say("data: collecting labelled text")
+            progress.say("data: collecting text")
             data, seed = self.config.data, self.config.run.seed
             corpus = corpora.make(data, seed, self._known_labels(), self.kind.read)
             corpora.save(corpus, folder)
         unseen = " ".join(corpus.unseen) or "no other"
         progress.say(
             f"data: {len(corpus.train):,} training sentences in {' '.join(corpus.seen)}; "
-            f"{len(corpus.test):,} test sentences, also in {unseen}; "
-            f"{len(corpus.train.label_names)} labels"
+            f"{len(corpus.test):,} test sentences, also in {unseen}"
+            + (f"; {len(labels)} labels" if (labels := corpus.train.label_names) else "")
         )
         if leaked := corpus.num_leaked:
             progress.say(f"data: WARNING, {leaked:,} test sentences also occur in training")
@@ -111,7 +110,7 @@ class Run:
 
     def _known_labels(self) -> tuple[str, ...] | None:
         teacher = self.config.teacher
-        return models.labels_of(resolve_model(teacher.model)) if teacher.finetuned else None
+        return self.kind.labels_of(resolve_model(teacher.model)) if teacher.finetuned else None
 
     @cached_property
     def kept_layers(self) -> tuple[int, ...]:
@@ -165,21 +164,16 @@ class Run:
             return resolve_model(self.config.teacher.model)
         return str(self.finetuned.folder)
 
-    def _tokenised(self, folder: str | Path, part: str) -> TokenisedText:
-        tokenizer = models.load_tokenizer(str(folder))
-        tokens = self.kind.tokenise(getattr(self.corpus, part), tokenizer)
-        if str(folder) == self.teacher_folder and (lost := self.kind.what_is_lost(tokens)):
-            progress.say(f"data: in {part}, {lost}")
-        return tokens
-
     @cached_property
     def teacher_text(self) -> TokenisedText:
         """The training text in the teacher's token ids."""
-        return self._tokenised(self.teacher_folder, "train")
+        tokens = self.kind.tokenise(self.corpus.train, models.load_tokenizer(self.teacher_folder))
+        if lost := self.kind.what_is_lost(tokens):
+            progress.say(f"data: in training, {lost}")
+        return tokens
 
     def _loaded(self, folder: str | Path) -> "PreTrainedModel":
-        labels = self.corpus.train.label_names
-        return models.load_classifier(str(folder), labels, auto_class=self.kind.auto_class)
+        return self.kind.load(str(folder), self.corpus.train.label_names)
 
     @cached_property
     def matched_layers(self) -> tuple[tuple[int, int], ...]:
@@ -247,9 +241,7 @@ class Run:
         if num_bytes is None:
             yield self._loaded(self.teacher_folder)
             return
-        with models.stream_classifier(
-            self.teacher_folder, self.device, num_bytes, self.kind.auto_class
-        ) as streamed:
+        with self.kind.stream(self.teacher_folder, self.device, num_bytes) as streamed:
             progress.say(
                 f"capture: layer by layer, {streamed.num_layers} of them, in {num_bytes:,} bytes"
             )
@@ -304,6 +296,11 @@ class Run:
             check_same_splits(full, tokenizer, each_once)
         return tokenizer, token_map
 
+    @cached_property
+    def token_map(self) -> TokenMap | None:
+        """The student's vocabulary within the teacher's; None where it is the same."""
+        return TokenMap.load(self.copied)
+
     def trained(self, name: str) -> Path:
         """The folder of a trained model: STUDENT, which starts as copied, or SCRATCH."""
         folder = self.folder / name
@@ -327,22 +324,24 @@ class Run:
         )
         write_json(self.folder / "fits" / f"{name}.json", vars(result))
         tokenizer = models.load_tokenizer(str(self.copied))
-        models.save_folder(folder, model.cpu(), tokenizer, TokenMap.load(self.copied))
+        models.save_folder(folder, model.cpu(), tokenizer, self.token_map)
         (self.folder / "checkpoints" / f"{name}.pt").unlink()
         return folder
 
-    def _distill_task(self, config: OptimConfig, spec: LossSpec) -> DistillTask:
-        cache = self.cache
-        gc.collect()  # the teacher that made it
-        return DistillTask(
-            text=self._tokenised(self.copied, "train"),
-            batch_size=config.batch_size,
-            seed=self.config.run.seed,
-            teacher_text=self.teacher_text,
-            cache=cache,
-            spec=spec,
-            matched_layers=self.matched_layers if spec.hidden_weight else (),
+    def _distill_task(self, config: OptimConfig, spec: LossSpec) -> Task:
+        teaching = Teaching(
+            self.teacher_text,
+            self.cache,
+            spec,
+            self.matched_layers if spec.hidden_weight else (),
+            self.token_map,
         )
+        gc.collect()  # the teacher that made the cache
+        tokenizer = models.load_tokenizer(str(self.copied))
+        text = self.kind.student_text(
+            self.corpus.train, self.teacher_text, tokenizer, self.token_map
+        )
+        return self.kind.distill_task(text, config.batch_size, self.config.run.seed, teaching)
 
     def model_folder(self, name: str) -> str:
         """Where a model of the run lives, made if need be."""
@@ -356,14 +355,17 @@ class Run:
         folder = self.model_folder(name)
         model = self._loaded(folder)
         if (scores := read_json(path)) is None:
-            text = self._tokenised(folder, "test")
-            batches = EvaluationBatches(text, self.config.evaluate.batch_size)
-            with progress.bar(f"evaluate {SHOWN_AS[name]}", len(text)) as bar:
-                shown = bar.over(batches, lambda batch: len(batch.labels))
-                found = predict(models.to_device(model, self.device), shown, self.device)
-            scores = self.kind.score(
-                SHOWN_AS[name], found, self.corpus.test, text, self.corpus.seen
-            ).to_dict()
+            examined = Examined(
+                SHOWN_AS[name],
+                models.to_device(model, self.device),
+                folder,
+                self.corpus.test,
+                self.corpus.seen,
+                self.config.evaluate.batch_size,
+                self.teacher_folder,
+                self.token_map,
+            )
+            scores = self.kind.score(examined).to_dict()
             write_json(path, scores)
         return ModelResult(
             ModelScores.from_dict(scores),

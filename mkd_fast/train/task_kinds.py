@@ -1,38 +1,80 @@
-"""What a recipe's task decides: how its text is read and tokenised, its models, and its scores.
+"""What a recipe's task decides: its text, tokens, models, losses and scores.
 
 ``[task] kind`` names one; stages ask it and do not look at its name.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mkd_fast import progress
-from mkd_fast.data import (
-    HubSource,
-    LabelledText,
-    TaggedText,
-    Text,
-    TokenisedText,
-    TokenisedWords,
-    load_tagged,
-    load_text,
-    tokenise,
-    tokenise_words,
-)
-from mkd_fast.data.tagged import OUTSIDE
-from mkd_fast.evaluate.metrics import Predictions, score_languages
+import torch
+
+from mkd_fast.data import HubSource, Text, TokenisedText
 from mkd_fast.evaluate.scores import ModelScores
-from mkd_fast.evaluate.spans import score_spans
-from mkd_fast.train.config import Config, DataConfig
+from mkd_fast.losses import LossSpec
+from mkd_fast.student import TokenMap
+from mkd_fast.teacher.cache import TeacherCache
+from mkd_fast.train.loop import Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from mkd_fast.teacher.streamed import StreamedTeacher
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What a student learns from.
+
+    Args:
+        teacher_text: the text in the teacher's token ids, to compare with the cache's.
+        cache: the teacher's outputs.
+        spec: the loss.
+        matched_layers: pairs (hidden state of the student, hidden state of the teacher), as
+            ``transformers`` numbers them; none where hidden states play no part.
+        token_map: the student's vocabulary within the teacher's; None where it is the same.
+    """
+
+    teacher_text: TokenisedText
+    cache: TeacherCache
+    spec: LossSpec
+    matched_layers: tuple[tuple[int, int], ...]
+    token_map: TokenMap | None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A model, and what it is scored on.
+
+    Args:
+        name: under which its scores are reported.
+        model: on its device.
+        folder: where it and its tokenizer are kept.
+        text: in seen and unseen languages.
+        seen: the languages it was trained on.
+        batch_size: samples a forward pass.
+        teacher_folder: its teacher's.
+        token_map: as of ``Teaching``.
+    """
+
+    name: str
+    model: "PreTrainedModel"
+    folder: str
+    text: Text
+    seen: tuple[str, ...]
+    batch_size: int
+    teacher_folder: str
+    token_map: TokenMap | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
 
 class TaskKind(Protocol):
-    """A task of classification, of whole texts or of words in them."""
+    """A task; ``train.classification`` and ``train.masked_lm`` have them."""
 
     @property
     def auto_class(self) -> str:
@@ -45,133 +87,48 @@ class TaskKind(Protocol):
         """Text of the task; without ``label_names`` it is training text, which defines them."""
         ...
 
+    def labels_of(self, name: str) -> tuple[str, ...]:
+        """The labels of a model that is fine-tuned already, in the order of its logits."""
+        ...
+
+    def load(
+        self, name: str, label_names: tuple[str, ...], *, new_head_seed: int | None = None
+    ) -> "PreTrainedModel":
+        """A model in float32, with a new head where it has none and a seed is given."""
+        ...
+
+    def stream(self, name: str, device: torch.device, max_memory_bytes: int) -> "StreamedTeacher":
+        """A fine-tuned model that runs layer by layer from its files, in float32."""
+        ...
+
     def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedText:
-        """The text in a model's token ids, as long as ``[data]`` allows."""
+        """Training text in the teacher's token ids, as long as ``[data]`` allows."""
+        ...
+
+    def student_text(
+        self,
+        text: Text,
+        teacher_text: TokenisedText,
+        tokenizer: "PreTrainedTokenizerFast",
+        token_map: TokenMap | None,
+    ) -> TokenisedText:
+        """The same in the student's token ids."""
         ...
 
     def what_is_lost(self, tokens: TokenisedText) -> str | None:
         """A line for people about labels that the tokens do not have; None where all are there."""
         ...
 
-    def score(
-        self,
-        model: str,
-        found: Predictions,
-        text: Text,
-        tokens: TokenisedText,
-        seen_languages: Collection[str],
-    ) -> ModelScores:
-        """Scores for each language of what a model predicted for a tokenised text."""
+    def label_task(self, tokens: TokenisedText, batch_size: int, seed: int) -> Task:
+        """Fine-tuning."""
         ...
 
+    def distill_task(
+        self, tokens: TokenisedText, batch_size: int, seed: int, teaching: Teaching
+    ) -> Task:
+        """Learning from a cache."""
+        ...
 
-@dataclass(frozen=True)
-class SequenceClassification:
-    """A label for each text; accuracy and macro-F1."""
-
-    data: DataConfig
-    auto_class = "AutoModelForSequenceClassification"
-
-    def read(
-        self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
-    ) -> LabelledText:
-        """Columns ``text``, ``label``, ``language``."""
-        return load_text(source, label_names=label_names)
-
-    def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedText:
-        """A label a sample."""
-        assert isinstance(text, LabelledText), "read() made it"
-        data = self.data
-        return tokenise(text, tokenizer, max_length=data.max_length, text_prefix=data.text_prefix)
-
-    def what_is_lost(self, tokens: TokenisedText) -> None:
-        """Nothing: a text that is cut keeps its label."""
-
-    def score(
-        self,
-        model: str,
-        found: Predictions,
-        text: Text,
-        tokens: TokenisedText,
-        seen_languages: Collection[str],
-    ) -> ModelScores:
-        """Of every sample's class."""
-        return score_languages(
-            model, found.predicted, found.true, text.languages, seen_languages=seen_languages
-        )
-
-
-@dataclass(frozen=True)
-class TokenClassification:
-    """A tag in IOB2 for each word, learnt at its first piece; span F1."""
-
-    data: DataConfig
-    auto_class = "AutoModelForTokenClassification"
-
-    def read(
-        self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
-    ) -> TaggedText:
-        """Columns ``tokens``, ``tags``, ``language``."""
-        text = load_tagged(source, label_names=label_names, entity_types=self.data.entity_types)
-        if text.num_other_types:
-            types = " ".join(self.data.entity_types)
-            progress.say(
-                f"data: {text.num_other_types:,} words in entities of other types than {types} "
-                f"count as {OUTSIDE}"
-            )
-        if text.num_stray:
-            progress.say(
-                f"data: WARNING, {text.num_stray:,} tags I- continue no entity: in strict IOB2, "
-                "by which models are scored, they belong to none"
-            )
-        return text
-
-    def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedWords:
-        """A label at the first piece of each word."""
-        assert isinstance(text, TaggedText), "read() made it"
-        data = self.data
-        return tokenise_words(
-            text, tokenizer, max_length=data.max_length, text_prefix=data.text_prefix
-        )
-
-    def what_is_lost(self, tokens: TokenisedText) -> str | None:
-        """How many words have no piece within ``max_length``."""
-        assert isinstance(tokens, TokenisedWords), "tokenise() made them"
-        if not tokens.num_lost:
-            return None
-        return (
-            f"{tokens.num_lost:,} of {tokens.num_words:,} words have no piece within "
-            f"data.max_length = {self.data.max_length}: no tag of theirs is learnt, and "
-            f"{OUTSIDE} is what is predicted for them"
-        )
-
-    def score(
-        self,
-        model: str,
-        found: Predictions,
-        text: Text,
-        tokens: TokenisedText,
-        seen_languages: Collection[str],
-    ) -> ModelScores:
-        """Of all words of every sentence, those that have no piece included."""
-        assert isinstance(text, TaggedText), "read() made it"
-        assert isinstance(tokens, TokenisedWords), "tokenise() made them"
-        predicted = [[OUTSIDE] * len(words) for words in text.sentences]
-        tags = iter(found.predicted.tolist())
-        for row, names in enumerate(predicted):
-            for word in tokens.word_numbers(row).tolist():
-                names[word] = text.label_names[next(tags)]
-        return score_spans(
-            model, predicted, text.tag_rows, text.languages, seen_languages=seen_languages
-        )
-
-
-_KINDS: dict[str, type[SequenceClassification] | type[TokenClassification]] = {
-    "sequence_classification": SequenceClassification,
-    "token_classification": TokenClassification,
-}
-
-
-def kind_of(config: Config) -> TaskKind:
-    """The task of a recipe."""
-    return _KINDS[config.task.kind](config.data)
+    def score(self, examined: Examined) -> ModelScores:
+        """Scores of a model for each language."""
+        ...

@@ -89,6 +89,13 @@ def test_a_batch_moves_to_another_device(folder, ids):
     assert {part.device.type for part in parts_of(moved)} == {"meta"}
 
 
+def test_some_tokens_alone(folder, ids):
+    batch = TeacherCache.open(folder).batch(ids[:3])
+    positions = torch.tensor([4, 0, batch.hidden_mask.numel() - 1])
+    for part, whole in zip(parts_of(batch.at(positions)), parts_of(batch), strict=True):
+        assert torch.equal(part, whole.flatten(0, 1)[positions])
+
+
 def test_only_the_layers_that_are_asked_for(folder, ids):
     cache = TeacherCache.open(folder)
     both = cache.batch(ids[:3])

@@ -35,6 +35,8 @@ EVERY_KEY = {
         "test_per_intent": 1,
         "text_prefix": "query: ",
         "max_length": 9,
+        "num_maskings": 3,
+        "mask_share": 0.25,
     },
     "teacher": {"model": "folder", "finetuned": True},
     "finetune": {

@@ -31,14 +31,14 @@ def tagged(tmp_path_factory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MKD_FAST_HOME", str(folder / "home"))
-        result = mkd_fast.distill(tiny_job.write_job(folder, is_tagged=True), LONGER)
+        result = mkd_fast.distill(tiny_job.write_job(folder, kind="token_classification"), LONGER)
     torch.set_num_threads(threads)
     return result
 
 
 @pytest.fixture
 def recipe(tmp_path):
-    return tiny_job.write_job(tmp_path, is_tagged=True)
+    return tiny_job.write_job(tmp_path, kind="token_classification")
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_words_that_are_cut_are_told_and_count_as_outside(recipe, capsys):
     run = Run(load(recipe, {"data.max_length": "4"}))
     (score, *_) = run.result("teacher").scores.seen
     said = capsys.readouterr().out.replace("\n", " ")
-    assert "data: in test, 33 of 99 words have no piece within data.max_length = 4" in said
+    assert "data: in the test, 33 of 99 words have no piece within data.max_length = 4" in said
     assert score.values["span_recall"] < 1  # some rooms are cut, and cannot be found
 
 

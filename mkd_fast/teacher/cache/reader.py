@@ -58,6 +58,14 @@ class CachedBatch:
         """The batch in page-locked memory, as a ``DataLoader`` asks for it."""
         return self._each(Tensor.pin_memory)
 
+    def at(self, positions: Tensor) -> "CachedBatch":
+        """What it says of some tokens alone: rows ``[M]`` in place of ``[B, S]``.
+
+        Args:
+            positions: int64 ``[M]``, places among the B * S of the padded batch.
+        """
+        return self._each(lambda tensor: tensor.flatten(0, 1).index_select(0, positions))
+
     def _each(self, act: Callable[[Tensor], Tensor]) -> "CachedBatch":
         """The batch with every tensor of its own replaced; a head belongs to the cache."""
 

@@ -1,0 +1,238 @@
+"""Tasks of classification: of whole texts, and of the words in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from mkd_fast import progress
+from mkd_fast.data import (
+    HubSource,
+    LabelledText,
+    TaggedText,
+    Text,
+    TokenisedText,
+    TokenisedWords,
+    load_tagged,
+    load_text,
+    tokenise,
+    tokenise_words,
+)
+from mkd_fast.data.batches import EvaluationBatches
+from mkd_fast.data.tagged import OUTSIDE
+from mkd_fast.evaluate.metrics import Predictions, predict, score_languages
+from mkd_fast.evaluate.scores import ModelScores
+from mkd_fast.evaluate.spans import score_spans
+from mkd_fast.student import TokenMap
+from mkd_fast.train import models
+from mkd_fast.train.config import DataConfig
+from mkd_fast.train.task_kinds import Examined, Teaching
+from mkd_fast.train.tasks import DistillTask, LabelTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from mkd_fast.teacher.streamed import StreamedTeacher
+
+
+class Classified(Protocol):
+    """What tells one task of classification from another."""
+
+    @property
+    def auto_class(self) -> str:
+        """The class of ``transformers`` whose ``from_pretrained`` loads a model of the task."""
+        ...
+
+    def read(
+        self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
+    ) -> Text:
+        """As a task's."""
+        ...
+
+    def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedText:
+        """As a task's."""
+        ...
+
+    def what_is_lost(self, tokens: TokenisedText) -> str | None:
+        """As a task's."""
+        ...
+
+    def score(self, examined: Examined, tokens: TokenisedText, found: Predictions) -> ModelScores:
+        """Scores for each language of what was predicted for the tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A task whose models are classifiers; ``of`` says what is classified."""
+
+    of: Classified
+
+    @property
+    def auto_class(self) -> str:
+        """As ``of`` says."""
+        return self.of.auto_class
+
+    def read(
+        self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
+    ) -> Text:
+        """The text of the task."""
+        return self.of.read(source, label_names=label_names)
+
+    def labels_of(self, name: str) -> tuple[str, ...]:
+        """The labels that a classifier's config names."""
+        return models.labels_of(name)
+
+    def load(
+        self, name: str, label_names: tuple[str, ...], *, new_head_seed: int | None = None
+    ) -> "PreTrainedModel":
+        """A classifier of these labels."""
+        return models.load_classifier(
+            name, label_names, seed=new_head_seed or 0, auto_class=self.auto_class
+        )
+
+    def stream(self, name: str, device: torch.device, max_memory_bytes: int) -> "StreamedTeacher":
+        """A classifier that is never in memory as a whole."""
+        return models.stream_model(name, device, max_memory_bytes, self.auto_class)
+
+    def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedText:
+        """The text with its labels."""
+        return self.of.tokenise(text, tokenizer)
+
+    def student_text(
+        self,
+        text: Text,
+        teacher_text: TokenisedText,
+        tokenizer: "PreTrainedTokenizerFast",
+        token_map: TokenMap | None,
+    ) -> TokenisedText:
+        """The text by the student's own tokenizer."""
+        return self.of.tokenise(text, tokenizer)
+
+    def what_is_lost(self, tokens: TokenisedText) -> str | None:
+        """Labels that no token has."""
+        return self.of.what_is_lost(tokens)
+
+    def label_task(self, tokens: TokenisedText, batch_size: int, seed: int) -> LabelTask:
+        """Cross-entropy."""
+        return LabelTask(tokens, batch_size, seed)
+
+    def distill_task(
+        self, tokens: TokenisedText, batch_size: int, seed: int, teaching: Teaching
+    ) -> DistillTask:
+        """``kd_loss``."""
+        return DistillTask(
+            tokens,
+            batch_size,
+            seed,
+            teacher_text=teaching.teacher_text,
+            cache=teaching.cache,
+            spec=teaching.spec,
+            matched_layers=teaching.matched_layers,
+        )
+
+    def score(self, examined: Examined) -> ModelScores:
+        """What the model predicts for the text by its own tokenizer."""
+        tokens = self.of.tokenise(examined.text, models.load_tokenizer(examined.folder))
+        lost = self.of.what_is_lost(tokens)
+        if lost and examined.folder == examined.teacher_folder:
+            progress.say(f"data: in the test, {lost}")
+        batches = EvaluationBatches(tokens, examined.batch_size)
+        with progress.bar(f"evaluate {examined.name}", len(tokens)) as bar:
+            shown = bar.over(batches, lambda batch: len(batch.labels))
+            found = predict(examined.model, shown, examined.device)
+        return self.of.score(examined, tokens, found)
+
+
+@dataclass(frozen=True)
+class SequenceClassification:
+    """A label for each text; accuracy and macro-F1."""
+
+    data: DataConfig
+    auto_class = "AutoModelForSequenceClassification"
+
+    def read(
+        self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
+    ) -> LabelledText:
+        """Columns ``text``, ``label``, ``language``."""
+        return load_text(source, label_names=label_names)
+
+    def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedText:
+        """A label a sample."""
+        assert isinstance(text, LabelledText), "read() made it"
+        data = self.data
+        return tokenise(text, tokenizer, max_length=data.max_length, text_prefix=data.text_prefix)
+
+    def what_is_lost(self, tokens: TokenisedText) -> None:
+        """Nothing: a text that is cut keeps its label."""
+
+    def score(self, examined: Examined, tokens: TokenisedText, found: Predictions) -> ModelScores:
+        """Of every sample's class."""
+        return score_languages(
+            examined.name,
+            found.predicted,
+            found.true,
+            examined.text.languages,
+            seen_languages=examined.seen,
+        )
+
+
+@dataclass(frozen=True)
+class TokenClassification:
+    """A tag in IOB2 for each word, learnt at its first piece; span F1."""
+
+    data: DataConfig
+    auto_class = "AutoModelForTokenClassification"
+
+    def read(
+        self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
+    ) -> TaggedText:
+        """Columns ``tokens``, ``tags``, ``language``."""
+        text = load_tagged(source, label_names=label_names, entity_types=self.data.entity_types)
+        if text.num_other_types:
+            types = " ".join(self.data.entity_types)
+            progress.say(
+                f"data: {text.num_other_types:,} words in entities of other types than {types} "
+                f"count as {OUTSIDE}"
+            )
+        if text.num_stray:
+            progress.say(
+                f"data: WARNING, {text.num_stray:,} tags I- continue no entity: in strict IOB2, "
+                "by which models are scored, they belong to none"
+            )
+        return text
+
+    def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedWords:
+        """A label at the first piece of each word."""
+        assert isinstance(text, TaggedText), "read() made it"
+        data = self.data
+        return tokenise_words(
+            text, tokenizer, max_length=data.max_length, text_prefix=data.text_prefix
+        )
+
+    def what_is_lost(self, tokens: TokenisedText) -> str | None:
+        """How many words have no piece within ``max_length``."""
+        assert isinstance(tokens, TokenisedWords), "tokenise() made them"
+        if not tokens.num_lost:
+            return None
+        return (
+            f"{tokens.num_lost:,} of {tokens.num_words:,} words have no piece within "
+            f"data.max_length = {self.data.max_length}: no tag of theirs is learnt, and "
+            f"{OUTSIDE} is what is predicted for them"
+        )
+
+    def score(self, examined: Examined, tokens: TokenisedText, found: Predictions) -> ModelScores:
+        """Of all words of every sentence, those that have no piece included."""
+        text = examined.text
+        assert isinstance(text, TaggedText), "read() made it"
+        assert isinstance(tokens, TokenisedWords), "tokenise() made them"
+        predicted = [[OUTSIDE] * len(words) for words in text.sentences]
+        tags = iter(found.predicted.tolist())
+        for row, names in enumerate(predicted):
+            for word in tokens.word_numbers(row).tolist():
+                names[word] = text.label_names[next(tags)]
+        return score_spans(
+            examined.name, predicted, text.tag_rows, text.languages, seen_languages=examined.seen
+        )
