@@ -155,7 +155,7 @@ def targets_of_other_tokens(coverage: float) -> ValueError:
     """The student splits rare words otherwise than the teacher did."""
     return value_error(
         "recipe",
-        "student.coverage must be 1 where words are tagged, tokens masked or hidden states matched, "
+        "student.coverage must be 1 where words are tagged, tokens masked or states matched, "
         "which goes token by token",
         f"{coverage}",
         "Leave it out, or set loss.hidden_weight and scratch.hidden_weight to 0.",

@@ -187,7 +187,7 @@ def test_whole_numbers_do_for_fractions(tmp_path):
         (
             "[student]\ncoverage = 0.9\n[scratch]\nhidden_weight = 1",
             ValueError,
-            "student.coverage must be 1 where words are tagged or hidden states matched",
+            "student.coverage must be 1 where words are tagged, tokens masked or states matched",
         ),
         (
             '[student]\ncoverage = 0.9\n[task]\nkind = "token_classification"',
