@@ -180,6 +180,7 @@ def write_records(
     new = (batch for batch in tokens if not writer.skip(batch.sample_ids, batch.hashes))
     keeper: Keeper | None = None
     in_flight: deque[Launched] = deque()
+    keeps_head = HIDDEN in writer.plan.keep
 
     def write_next() -> None:
         assert keeper is not None, "what is in flight was launched by it"
@@ -191,15 +192,20 @@ def write_records(
 
     # the device works on one batch while the host writes the one before
     for batch, outputs in runner.run(new):
+        is_first = keeper is None
         if keeper is None:
             about = outputs_of(runner.config, writer.plan, _num_columns(outputs, runner))
             keeper = Keeper(writer.plan, outputs, about)
         in_flight.append(keeper.launch(batch, outputs))
-        if len(in_flight) > 1:
+        if is_first or len(in_flight) > 1:
             write_next()
+        if is_first and keeps_head and runner.has_head_at_hand:
+            writer.hand_on_head(*runner.head())  # it is written while the teacher goes on
     while in_flight:
         write_next()
-    writer.finish(runner.head() if HIDDEN in writer.plan.keep else None)
+    if keeps_head and not writer.has_head:
+        writer.hand_on_head(*runner.head())
+    writer.finish()
 
 
 def _num_columns(outputs: TeacherOutputs, runner: Runner) -> int:

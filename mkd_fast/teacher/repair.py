@@ -18,7 +18,7 @@ from mkd_fast.teacher.cache.left import entry_of, first_whole_shards
 from mkd_fast.teacher.cache.lock import only_writer
 from mkd_fast.teacher.cache.manifest import HEAD, INDEX, MANIFEST, PLAN, Manifest, read_manifest
 from mkd_fast.teacher.cache.verify import Damage, verify
-from mkd_fast.teacher.cache.writer import CacheWriter, write_again, write_manifest
+from mkd_fast.teacher.cache.writer import CacheWriter, write_again, write_file, write_manifest
 from mkd_fast.teacher.capture import CaptureProgress, complete, write_records
 from mkd_fast.teacher.runners import Runner, runner_of
 from mkd_fast.teacher.shared import in_stored_order
@@ -111,14 +111,15 @@ def _write_manifest(folder: Path, unlisted: Manifest) -> bool:
     """Write a lost manifest; False where a shard or the head may be lost as well."""
     if not (shards := first_whole_shards(folder, unlisted)):
         return False
-    head = None
-    if HIDDEN in unlisted.plan.keep and (head := unlisted_head(folder / HEAD)) is None:
+    parts = None
+    if HIDDEN in unlisted.plan.keep and (parts := unlisted_head(folder / HEAD)) is None:
         return False
     index, ids = folder / INDEX, [shard.sample_ids for shard in shards]
     # it is written when all shards are, so it tells whether these are all
     if not index.exists() or sha256_of_file(index) != sha256_of(index_parts(ids)):
         return False
     entries = tuple(map(entry_of, shards))
+    head = None if parts is None else write_file(folder, HEAD, parts)
     write_manifest(folder, replace(unlisted, shards=entries), ids, head)
     return True
 

@@ -62,6 +62,11 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def has_head_at_hand(self) -> bool:
+        """Whether ``head`` takes no memory of its own, so that it may be called early."""
+        ...
+
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of what makes logits of hidden states; asked for where those are kept."""
         ...
@@ -113,6 +118,7 @@ class ResidentTeacher:
 
     def __init__(self, model: nn.Module, plan: Plan, autocast: torch.dtype | None) -> None:
         self._model, self._plan, self._autocast = model, plan, autocast
+        self.has_head_at_hand = True
         self._head: nn.Module | None = None
         if HIDDEN in plan.keep:
             find = getattr(model, "get_output_embeddings", lambda: None)
@@ -192,6 +198,7 @@ class StreamedRunner:
         self, teacher: "StreamedTeacher", plan: Plan, autocast: torch.dtype | None
     ) -> None:
         self._teacher, self._plan, self._autocast = teacher, plan, autocast
+        self.has_head_at_hand = False
 
     @property
     def config(self) -> Any:

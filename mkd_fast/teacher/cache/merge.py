@@ -24,7 +24,7 @@ from mkd_fast.teacher.cache.manifest import (
 )
 from mkd_fast.teacher.cache.reader import TeacherCache
 from mkd_fast.teacher.cache.whole import require_whole
-from mkd_fast.teacher.cache.writer import write_manifest
+from mkd_fast.teacher.cache.writer import write_file, write_manifest
 
 
 def merge(paths: Sequence[str | Path], out: str | Path) -> TeacherCache:
@@ -72,7 +72,9 @@ def merge_into(folder: Path, paths: Sequence[Path]) -> TeacherCache:
             for (cache, entry), shard in zip(entries, shards, strict=True):
                 _place(cache.path / entry.file, entry, folder / shard.file)
             remove_shards(folder, all_but={shard.file for shard in shards})
-        write_manifest(folder, merged, ids, _head(caches[0]))
+        parts = _head(caches[0])
+        head = None if parts is None else write_file(folder, HEAD, parts)
+        write_manifest(folder, merged, ids, head)
     return TeacherCache.open(folder)
 
 

@@ -117,6 +117,7 @@ class CacheWriter:
         self._repairs = lost is not None
         self._behind = ThreadPoolExecutor(1)
         self._in_writing: Future[None] | None = None
+        self._head: Future[FileEntry] | None = None
         if lost is not None:
             self._take_up(read_manifest(folder / MANIFEST), lost)
         elif (folder / PLAN).exists():
@@ -191,6 +192,21 @@ class CacheWriter:
             if stored != asked:
                 raise checks.cache_of_another("capture", self.folder, what, stored, asked)
 
+    @property
+    def has_head(self) -> bool:
+        """Whether the head is written, or will be without being handed on."""
+        return self._repairs or self._head is not None
+
+    def hand_on_head(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Have the teacher's head written, unless it is there."""
+        if self._manifest is None:
+            raise checks.no_batches()
+        if not self.has_head:
+            num_columns = self._manifest.outputs.num_columns
+            self._head = self._behind.submit(
+                lambda: write_file(self.folder, HEAD, head_parts(weight, bias, num_columns))
+            )
+
     def add(self, records: Records) -> None:
         """Take the records of one batch, and write a shard where they fill it."""
         self._pending.append(records)
@@ -223,10 +239,10 @@ class CacheWriter:
         """Of the shard that is written next."""
         return next(number for number in itertools.count() if number not in self._ids)
 
-    def finish(self, head: tuple[Tensor, Tensor | None] | None = None) -> None:
-        """Write the last shard, the head (weight and bias), the index and the manifest.
+    def finish(self) -> None:
+        """Write the last shard, the index and the manifest; of a finished cache, lost shards only.
 
-        Of a finished cache, only lost shards are written.
+        The head, where there is one, has been handed on.
         """
         if self._pending:
             self._hand_on_shard()
@@ -240,8 +256,8 @@ class CacheWriter:
         shards = tuple(self._expected)
         ids = [self._ids[number] for number in range(len(shards))]
         whole = replace(self._manifest, shards=shards)
-        parts = None if head is None else head_parts(*head, whole.outputs.num_columns)
-        write_manifest(self.folder, whole, ids, parts)
+        head = None if self._head is None else self._head.result()
+        write_manifest(self.folder, whole, ids, head)
 
     def _write_shard(self, batches: Sequence[Records]) -> None:
         assert self._manifest is not None, "begin comes before add"
@@ -283,29 +299,29 @@ class CacheWriter:
             raise checks.sample_captured_twice(int(repeated[0]))
 
 
+def write_file(folder: Path, name: str, parts: Sequence[Any]) -> FileEntry:
+    """Write a file that is not a shard; what the manifest says about it."""
+    sha256 = write_atomically(folder / name, parts)
+    return FileEntry(name, sum(memoryview(part).nbytes for part in parts), sha256)
+
+
 def write_manifest(
     folder: Path,
     manifest: Manifest,
     ids_of_shards: Sequence[NDArray[np.int64]],
-    head: Sequence[Any] | None,
+    head: FileEntry | None,
 ) -> None:
-    """Complete a cache whose shards are written: its head, its index and, last, its manifest.
+    """Complete a cache whose shards and head are written: its index and, last, its manifest.
 
     Args:
         folder: of the cache.
         manifest: with every shard.
         ids_of_shards: sample ids of each, all different.
-        head: parts of the head's file, where ``"hidden"`` is kept.
+        head: its file, where ``"hidden"`` is kept.
     """
-    files = {HEAD: head} if head is not None else {}
-    files[INDEX] = index_parts(ids_of_shards)
-    others = []
-    for name, parts in files.items():
-        sha256 = write_atomically(folder / name, parts)
-        num_bytes = sum(memoryview(part).nbytes for part in parts)
-        others.append(FileEntry(name, num_bytes, sha256))
-    whole = replace(manifest, others=tuple(others))
-    write_atomically(folder / MANIFEST, [whole.to_bytes()])
+    index = write_file(folder, INDEX, index_parts(ids_of_shards))
+    others = (index,) if head is None else (head, index)
+    write_atomically(folder / MANIFEST, [replace(manifest, others=others).to_bytes()])
 
 
 def write_again(path: Path, sha256: str, parts: Sequence[Any]) -> None:
