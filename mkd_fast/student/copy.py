@@ -10,13 +10,12 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mkd_fast.checks import student as checks
 from mkd_fast.layer_list import find_layer_list, layers_of
-from mkd_fast.skeleton import text_config
+from mkd_fast.skeleton import text_config, unfilled
 from mkd_fast.student.depth import choose_layers
 from mkd_fast.student.importance import layer_changes
 from mkd_fast.student.layers import KeptLayers, keep_layers
@@ -147,6 +146,7 @@ def copy_with_report(
     student.load_state_dict(
         {name: source.take(weights) for name, source in sources.items()}, assign=True
     )
+    nn.Module.to(student, teacher_model.device)  # what is computed; the rest is there already
     _cast_buffers_like(teacher_model, student)
     student.tie_weights()
     student.train(False)
@@ -206,14 +206,12 @@ def _empty_student(
     if positions is not None:
         # The table moves with the id of the padding token, so that as many tokens fit as before.
         config.max_position_embeddings += config.pad_token_id - padding_index(teacher, positions)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        student = type(teacher)(config)
+    student = unfilled(teacher, config)
     drop_absent_modules(student, teacher)
     if teacher.can_generate() and teacher.generation_config is not None:
         student.generation_config = copy.deepcopy(teacher.generation_config)
         if token_map is not None:
             token_map.renumber(student.generation_config)
-    nn.Module.to(student, teacher.device)
     return student
 
 

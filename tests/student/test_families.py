@@ -2,6 +2,7 @@
 
 import pytest
 import student_families as families
+import torch
 
 from mkd_fast.student import copy_init
 
@@ -29,6 +30,24 @@ def test_a_depth_copy_equals_running_only_those_layers(family, head, tmp_path):
     families.assert_equal(families.outputs(student), wanted)
     student.save_pretrained(tmp_path)
     families.assert_equal(families.outputs(type(student).from_pretrained(tmp_path)), wanted)
+
+
+@pytest.fixture
+def memory_of_nan():
+    """New memory is filled with NaN, so that a value that nothing was written to is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_what_is_not_drawn_at_random_is_all_filled_in(family, memory_of_nan):
+    assert torch.empty(3).isnan().all()
+    teacher = families.make(family)
+    student = copy_init(teacher, KEPT)
+    assert not any(tensor.isnan().any() for tensor in (*student.parameters(), *student.buffers()))
+    oracle = families.with_layers(teacher, KEPT)
+    families.assert_equal(families.outputs(student), families.outputs(oracle))
 
 
 @pytest.mark.parametrize("family", ["gpt-neox", "gemma3", "modernbert", "deberta-v3"])
