@@ -112,7 +112,7 @@ def test_everything_is_measured(rows, tmp_path):
             draws = [f"gradient's error, mean of {number} draws" for number in (1, 4, 16)]
             of_mean = [of[teacher, kind, "trained", "1.0", name] for name in draws]
             assert of_mean == sorted(of_mean, reverse=True)
-        parts = ("", ", sampled:12.entries", ", sampled:12.counts", ", index")
+        parts = ("", ", sampled:12.ids", ", sampled:12.runs", ", index")
         stored = [of[teacher, "sampled:12", "", "0.0", f"bytes a token{part}"] for part in parts]
         assert stored[0] == pytest.approx(sum(stored[1:]), rel=1e-3)
         assert of[teacher, "teacher", "", "1.0", "held-out KL, nats"] < exact
