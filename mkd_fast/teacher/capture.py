@@ -101,7 +101,7 @@ def capture(
         fingerprints: of tokenizer and text, and of the teacher, which is computed if absent.
         device: where the teacher runs; None leaves it where it is.
         autocast: dtype of autocast; None for the model's own.
-        shard_bytes: a shard is closed when it holds this much. One shard is held in memory.
+        shard_bytes: a shard is closed when it holds this much. Up to two shards are held in memory.
         resume: False removes what an earlier capture has left in the folder.
         num_parts: P > 1 lets any number of processes, on machines that share the folder, call this
             with the same arguments, and each returns the whole cache. They take the parts, every
