@@ -2,13 +2,17 @@
 
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny_tokenizer import unigram
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
+
+import mkd_fast
+from mkd_fast.train import DistillResult
 
 LABELS = ("dim", "off", "on")
 # Half of a language's words are names, so that sentences without a word of the task abound.
@@ -152,3 +156,21 @@ def write_job(
         encoding="utf-8",
     )
     return recipe
+
+
+def distilled(
+    folder: Path, change: Mapping[str, str] | None = None, *, kind: str = "sequence_classification"
+) -> DistillResult:
+    """An undisturbed run of a job in one thread, its teacher kept in the folder's ``home``."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MKD_FAST_HOME", str(folder / "home"))
+        result = mkd_fast.distill(write_job(folder, kind=kind), change)
+    torch.set_num_threads(threads)
+    return result
+
+
+def weights(folder: Path) -> bytes:
+    """Those of a model folder."""
+    return (folder / "model.safetensors").read_bytes()

@@ -1,9 +1,10 @@
 """Tasks of classification: of whole texts, and of the words in them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -37,49 +38,36 @@ if TYPE_CHECKING:
     from mkd_fast.teacher.streamed import StreamedTeacher
 
 
-class Classified(Protocol):
-    """What tells one task of classification from another."""
-
-    @property
-    def auto_class(self) -> str:
-        """The class of ``transformers`` whose ``from_pretrained`` loads a model of the task."""
-        ...
-
-    def read(
-        self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
-    ) -> Text:
-        """As a task's."""
-        ...
-
-    def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedText:
-        """As a task's."""
-        ...
-
-    def what_is_lost(self, tokens: TokenisedText) -> str | None:
-        """As a task's."""
-        ...
-
-    def score(self, examined: Examined, tokens: TokenisedText, found: Predictions) -> ModelScores:
-        """Scores for each language of what was predicted for the tokens."""
-        ...
-
-
 @dataclass(frozen=True)
-class Classification:
-    """A task whose models are classifiers; ``of`` says what is classified."""
+class Classification(ABC):
+    """A task whose models are classifiers of ``label_names``; what they classify is a subclass's.
 
-    of: Classified
+    Args:
+        data: ``[data]``, which says how long a sample may be.
+    """
 
-    @property
-    def auto_class(self) -> str:
-        """As ``of`` says."""
-        return self.of.auto_class
+    data: DataConfig
+    auto_class: ClassVar[str]
 
+    @abstractmethod
     def read(
         self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
     ) -> Text:
         """The text of the task."""
-        return self.of.read(source, label_names=label_names)
+
+    @abstractmethod
+    def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedText:
+        """The text with its labels."""
+
+    @abstractmethod
+    def what_is_lost(self, tokens: TokenisedText) -> str | None:
+        """Labels that no token has."""
+
+    @abstractmethod
+    def score_predictions(
+        self, examined: Examined, tokens: TokenisedText, found: Predictions
+    ) -> ModelScores:
+        """Scores for each language of what was predicted for the tokens."""
 
     def labels_of(self, name: str) -> tuple[str, ...]:
         """The labels that a classifier's config names."""
@@ -97,10 +85,6 @@ class Classification:
         """A classifier that is never in memory as a whole."""
         return models.stream_model(name, device, max_memory_bytes, self.auto_class)
 
-    def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> TokenisedText:
-        """The text with its labels."""
-        return self.of.tokenise(text, tokenizer)
-
     def student_text(
         self,
         text: Text,
@@ -109,11 +93,7 @@ class Classification:
         token_map: TokenMap | None,
     ) -> TokenisedText:
         """The text by the student's own tokenizer."""
-        return self.of.tokenise(text, tokenizer)
-
-    def what_is_lost(self, tokens: TokenisedText) -> str | None:
-        """Labels that no token has."""
-        return self.of.what_is_lost(tokens)
+        return self.tokenise(text, tokenizer)
 
     def label_task(self, tokens: TokenisedText, batch_size: int, seed: int) -> LabelTask:
         """Cross-entropy."""
@@ -135,22 +115,21 @@ class Classification:
 
     def score(self, examined: Examined) -> ModelScores:
         """What the model predicts for the text by its own tokenizer."""
-        tokens = self.of.tokenise(examined.text, models.load_tokenizer(examined.folder))
-        lost = self.of.what_is_lost(tokens)
+        tokens = self.tokenise(examined.text, models.load_tokenizer(examined.folder))
+        lost = self.what_is_lost(tokens)
         if lost and examined.folder == examined.teacher_folder:
             progress.say(f"data: in the test, {lost}")
         batches = EvaluationBatches(tokens, examined.batch_size)
         with progress.bar(f"evaluate {examined.name}", len(tokens)) as bar:
             shown = bar.over(batches, lambda batch: len(batch.labels))
             found = predict(examined.model, shown, examined.device)
-        return self.of.score(examined, tokens, found)
+        return self.score_predictions(examined, tokens, found)
 
 
 @dataclass(frozen=True)
-class SequenceClassification:
+class SequenceClassification(Classification):
     """A label for each text; accuracy and macro-F1."""
 
-    data: DataConfig
     auto_class = "AutoModelForSequenceClassification"
 
     def read(
@@ -168,7 +147,9 @@ class SequenceClassification:
     def what_is_lost(self, tokens: TokenisedText) -> None:
         """Nothing: a text that is cut keeps its label."""
 
-    def score(self, examined: Examined, tokens: TokenisedText, found: Predictions) -> ModelScores:
+    def score_predictions(
+        self, examined: Examined, tokens: TokenisedText, found: Predictions
+    ) -> ModelScores:
         """Of every sample's class."""
         return score_languages(
             examined.name,
@@ -180,10 +161,9 @@ class SequenceClassification:
 
 
 @dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(Classification):
     """A tag in IOB2 for each word, learnt at its first piece; span F1."""
 
-    data: DataConfig
     auto_class = "AutoModelForTokenClassification"
 
     def read(
@@ -223,7 +203,9 @@ class TokenClassification:
             f"{OUTSIDE} is what is predicted for them"
         )
 
-    def score(self, examined: Examined, tokens: TokenisedText, found: Predictions) -> ModelScores:
+    def score_predictions(
+        self, examined: Examined, tokens: TokenisedText, found: Predictions
+    ) -> ModelScores:
         """Of all words of every sentence, those that have no piece included."""
         text = examined.text
         assert isinstance(text, TaggedText), "read() made it"

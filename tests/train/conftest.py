@@ -5,7 +5,6 @@ import pytest
 import tiny_job
 import torch
 
-import mkd_fast
 from mkd_fast.train import DistillResult
 
 
@@ -29,14 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> DistillResult:
     """An undisturbed run of the tiny job; only to be read."""
-    folder = tmp_path_factory.mktemp("finished")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MKD_FAST_HOME", str(folder / "home"))
-        result = mkd_fast.distill(tiny_job.write_job(folder))
-    torch.set_num_threads(threads)
-    return result
+    return tiny_job.distilled(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture

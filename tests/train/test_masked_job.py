@@ -10,6 +10,7 @@ import killed_training_job
 import pytest
 import tiny_job
 import torch
+from tiny_job import weights
 from tiny_problem import metric_rows
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM
@@ -32,14 +33,7 @@ LONGER = {
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
     """An undisturbed run of the job; only to be read."""
-    folder = tmp_path_factory.mktemp("masked")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MKD_FAST_HOME", str(folder / "home"))
-        result = mkd_fast.distill(tiny_job.write_job(folder, kind="masked_lm"), LONGER)
-    torch.set_num_threads(threads)
-    return result
+    return tiny_job.distilled(tmp_path_factory.mktemp("masked"), LONGER, kind="masked_lm")
 
 
 @pytest.fixture
@@ -50,10 +44,6 @@ def recipe(tmp_path):
 @pytest.fixture
 def known_teacher(masked, monkeypatch):
     monkeypatch.setenv("MKD_FAST_HOME", str(masked.folder.parent / "home"))
-
-
-def weights(folder):
-    return (folder / "model.safetensors").read_bytes()
 
 
 def masked_vocabulary(masked):

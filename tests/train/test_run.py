@@ -10,6 +10,7 @@ from importlib import metadata
 import pytest
 import tiny_job
 import torch
+from tiny_job import weights
 from tiny_problem import metric_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -28,10 +29,6 @@ NO_RIVAL = {"scratch.enabled": "false"}
 
 class Stopped(BaseException):
     """What Ctrl-C raises is no Exception either."""
-
-
-def weights(folder):
-    return (folder / "model.safetensors").read_bytes()
 
 
 @pytest.fixture

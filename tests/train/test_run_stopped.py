@@ -11,6 +11,7 @@ from pathlib import Path
 
 import killed_training_job
 import pytest
+from tiny_job import weights
 from tiny_problem import metric_rows
 
 import mkd_fast
@@ -29,10 +30,6 @@ class Stopped(BaseException):
 class FullDiskError(OSError):
     def __init__(self, number=errno.ENOSPC, text="No space left on device"):
         super().__init__(number, text)
-
-
-def weights(folder):
-    return (folder / "model.safetensors").read_bytes()
 
 
 def test_called_again_it_redoes_nothing(finished, known_teacher, monkeypatch):

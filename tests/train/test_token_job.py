@@ -9,6 +9,7 @@ import killed_training_job
 import pytest
 import tiny_job
 import torch
+from tiny_job import weights
 from tiny_problem import metric_rows
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
@@ -26,14 +27,9 @@ TAGS = ("O", "B-LAMP", "I-LAMP", "B-ROOM", "I-ROOM")
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory):
     """An undisturbed run of the tagged job; only to be read."""
-    folder = tmp_path_factory.mktemp("tagged")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MKD_FAST_HOME", str(folder / "home"))
-        result = mkd_fast.distill(tiny_job.write_job(folder, kind="token_classification"), LONGER)
-    torch.set_num_threads(threads)
-    return result
+    return tiny_job.distilled(
+        tmp_path_factory.mktemp("tagged"), LONGER, kind="token_classification"
+    )
 
 
 @pytest.fixture
@@ -44,10 +40,6 @@ def recipe(tmp_path):
 @pytest.fixture
 def known_teacher(tagged, monkeypatch):
     monkeypatch.setenv("MKD_FAST_HOME", str(tagged.folder.parent / "home"))
-
-
-def weights(folder):
-    return (folder / "model.safetensors").read_bytes()
 
 
 def test_every_model_is_scored_by_span_f1(tagged):
