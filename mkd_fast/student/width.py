@@ -10,7 +10,7 @@ norm before a head that is tied to them is divided by it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -164,7 +164,7 @@ def narrow(
     teacher: PreTrainedModel,
     layer_list: str,
     request: WidthRequest,
-    calibration: Sequence[Any] | None,
+    calibration: Iterable[Any] | None,
 ) -> Narrowing | None:
     """How the teacher becomes as narrow as asked for; None where it is so already.
 
