@@ -151,6 +151,16 @@ def coverage_out_of_range(coverage: float) -> ValueError:
     )
 
 
+def states_of_two_widths(hidden_size: int) -> ValueError:
+    """Hidden states that are matched to wider ones."""
+    return value_error(
+        "recipe",
+        "student.hidden_size must be left out where hidden states are matched, unit by unit",
+        f"{hidden_size}",
+        "Set loss.hidden_weight and scratch.hidden_weight to 0.",
+    )
+
+
 def targets_of_other_tokens(coverage: float) -> ValueError:
     """The student splits rare words otherwise than the teacher did."""
     return value_error(

@@ -18,6 +18,7 @@ from mkd_fast.checks import train as checks
 from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.losses.spec import LossSpec
 from mkd_fast.student.depth import DEPTHS
+from mkd_fast.student.width import WIDTHS
 from mkd_fast.teacher.cache.kinds import parse_keep
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -205,8 +206,10 @@ class StudentConfig:
         depth: "stride", "first", "last", "first_last", "importance", or a list of the teacher's
             layers.
         num_layers: layers kept; 0: half of them.
-        calibration_texts: for "importance", how many training texts the layers are ranked on,
-            taken at equal distances.
+        hidden_size, num_heads, intermediate_size: of a narrower student; 0: the teacher's.
+        width: how its units are chosen, "uniform", "activation" or "pca".
+        calibration_texts: how many training texts, taken at equal distances, layers are ranked on
+            for "importance", and units chosen by for "activation" and "pca".
         vocabulary: "used" cuts the embeddings to the tokens of the training text (of every
             language where the source has such text), "all" keeps them.
         coverage: of "used", the share of that text's tokens that the kept ones must make up, in
@@ -216,6 +219,10 @@ class StudentConfig:
 
     depth: str | tuple[int, ...] = "stride"
     num_layers: int = 0
+    hidden_size: int = 0
+    num_heads: int = 0
+    intermediate_size: int = 0
+    width: str = "uniform"
     calibration_texts: int = 256
     vocabulary: Literal["used", "all"] = "used"
     coverage: float = 1.0
@@ -223,7 +230,9 @@ class StudentConfig:
     def __post_init__(self) -> None:
         if isinstance(self.depth, str):
             checks.one_of("recipe: [student]", "depth", self.depth, DEPTHS)
-        checks.not_negative("recipe: [student]", "num_layers", self.num_layers)
+        checks.one_of("recipe: [student]", "width", self.width, WIDTHS)
+        for key in ("num_layers", "hidden_size", "num_heads", "intermediate_size"):
+            checks.not_negative("recipe: [student]", key, getattr(self, key))
         checks.positive("recipe: [student]", "calibration_texts", self.calibration_texts)
         if not 0.0 < self.coverage <= 1.0:
             raise checks.coverage_out_of_range(self.coverage)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkd_fast import progress
+from mkd_fast.checks import train as checks
 from mkd_fast.data import TokenisedText
 from mkd_fast.data.batches import EvaluationBatches
 from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
@@ -122,6 +123,9 @@ class Run:
     ) -> tuple[int, ...]:
         name = resolve_model(self.config.teacher.model)
         teacher = models.skeleton_of(name, self.kind.auto_class)
+        hidden_size = self.config.student.hidden_size
+        if self._matches_states and hidden_size not in (0, teacher.config.hidden_size):
+            raise checks.states_of_two_widths(hidden_size)
         layer_list = find_layer_list("copy_init", teacher)
         num_layers = self.config.student.num_layers or None
         return keep_layers(teacher, layer_list, depth, num_layers, scores).layers
@@ -135,14 +139,18 @@ class Run:
         path = self.folder / "layer_scores.json"
         if (found := read_json(path)) is None:
             teacher = models.to_device(self._loaded(self.teacher_folder), self.device)
-            batches = EvaluationBatches(
-                self.teacher_text, self.config.capture.batch_size, settings.calibration_texts
-            )
+            batches = self._calibration
             with progress.bar("rank layers", len(batches.rows)) as bar:
                 shown = bar.over(batches, lambda batch: len(batch.sample_ids))
                 found = layer_changes(teacher, shown, find_layer_list("copy_init", teacher))
             write_json(path, found)
         return tuple(found)
+
+    @property
+    def _calibration(self) -> EvaluationBatches:
+        """Training text that layers are ranked on and units chosen by."""
+        num_texts = self.config.student.calibration_texts
+        return EvaluationBatches(self.teacher_text, self.config.capture.batch_size, num_texts)
 
     @cached_property
     def finetuned(self) -> FinetunedTeacher | None:
@@ -175,11 +183,15 @@ class Run:
     def _loaded(self, folder: str | Path) -> "PreTrainedModel":
         return self.kind.load(str(folder), self.corpus.train.label_names)
 
+    @property
+    def _matches_states(self) -> bool:
+        scratch = self.config.scratch
+        return bool(self.config.loss.hidden_weight or (scratch.enabled and scratch.hidden_weight))
+
     @cached_property
     def matched_layers(self) -> tuple[tuple[int, int], ...]:
         """Pairs of hidden states (student's, teacher's): behind each layer and its original."""
-        scratch = self.config.scratch
-        if not (self.config.loss.hidden_weight or (scratch.enabled and scratch.hidden_weight)):
+        if not self._matches_states:
             return ()
         return tuple((ours + 1, theirs + 1) for ours, theirs in enumerate(self.kept_layers))
 
@@ -259,7 +271,17 @@ class Run:
         if self.config.student.vocabulary == "used":
             tokenizer, token_map = self._trimmed(tokenizer)
         keep = None if token_map is None else token_map.keep_token_ids
-        student, report = copy_with_report(teacher, self.kept_layers, keep_token_ids=keep)
+        settings = self.config.student
+        student, report = copy_with_report(
+            teacher,
+            self.kept_layers,
+            hidden_size=settings.hidden_size or None,
+            keep_token_ids=keep,
+            calibration=None if settings.width == "uniform" else self._calibration,
+            num_heads=settings.num_heads or None,
+            intermediate_size=settings.intermediate_size or None,
+            width=settings.width,
+        )
         report = replace(report, layer_scores=self.layer_scores)
         origins = {ORIGINS: report.to_markdown()}
         models.save_folder(folder, student, tokenizer, token_map, origins)

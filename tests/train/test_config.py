@@ -61,6 +61,10 @@ EVERY_KEY = {
     "student": {
         "depth": "last",
         "num_layers": 4,
+        "hidden_size": 192,
+        "num_heads": 6,
+        "intermediate_size": 512,
+        "width": "activation",
         "calibration_texts": 64,
         "vocabulary": "all",
         "coverage": 0.9,
@@ -182,6 +186,8 @@ def test_whole_numbers_do_for_fractions(tmp_path):
         ('[capture]\nkeep = "topk:0"', ValueError, "got 'topk:0'"),
         ('[student]\ndepth = "strid"', ValueError, "[student]: depth must be a known name"),
         ("[student]\ncalibration_texts = 0", ValueError, "calibration_texts must be positive"),
+        ('[student]\nwidth = "wide"', ValueError, "[student]: width must be a known name"),
+        ("[student]\nhidden_size = -1", ValueError, "hidden_size must be zero or positive, got -1"),
         ("[student]\nnum_layers = -1", ValueError, "num_layers must be zero or positive, got -1"),
         ("[student]\ncoverage = 0.0", ValueError, "coverage must lie in (0, 1], got 0.0."),
         (
