@@ -46,9 +46,9 @@ class Size:
     num_heads: int = 6
     sample_tokens: int = 64
     num_calibration: int = 16  # samples
-    num_held_out: int = 8
-    batch_size: int = 4
-    num_steps: int = 12
+    num_held_out: int = 6
+    batch_size: int = 2
+    num_steps: int = 8
     learning_rate: float = 3e-4
 
 
@@ -100,8 +100,8 @@ WAYS = (
     Way(TOP_LEFT),
     Way("uniform"),
     Way("activation"),
-    Way("activation", compensate=False, is_trained=False),
     Way("pca"),
+    Way("activation", compensate=False, is_trained=False),
     Way("pca", compensate=False, is_trained=False),
 )
 
@@ -258,8 +258,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a random model: shows that it runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args()
-    rows = list(measure(tiny() if given.tiny else real()))
-    print(write(rows, given.out))
+    rows: list[Row] = []
+    for row in measure(tiny() if given.tiny else real()):
+        rows.append(row)
+        print(write(rows, given.out))
 
 
 if __name__ == "__main__":

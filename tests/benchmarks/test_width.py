@@ -13,8 +13,8 @@ def test_a_tiny_run_measures_every_way(tmp_path):
         ("top-left", False),
         ("uniform", False),
         ("activation", True),
-        ("activation", False),
         ("pca", True),
+        ("activation", False),
         ("pca", False),
     ]
     assert all(row.kl_start > 0 for row in rows)
