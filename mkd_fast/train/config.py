@@ -102,7 +102,8 @@ class DataConfig:
         if both := set(self.seen) & set(self.unseen):
             raise checks.seen_and_unseen(both)
         checks.positive("recipe: [data]", "num_maskings", self.num_maskings)
-        if not 0.0 < self.mask_share <= 1.0:
+        checks.positive("recipe: [data]", "mask_share", self.mask_share)
+        if self.mask_share > 1.0:
             raise checks.share_out_of_range("recipe: [data]", "mask_share", self.mask_share)
 
 

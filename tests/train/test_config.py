@@ -313,6 +313,36 @@ def test_whatever_stands_in_a_recipe_is_taken_or_refused_in_our_words(section, k
             id="another label for nothing",
         ),
         pytest.param(
+            {"task": {"kind": "masked_lm"}},
+            "keep must suit task.kind = \"masked_lm\", got 'logits'.",
+            id="every logit of a vocabulary",
+        ),
+        pytest.param(
+            {"capture": {"keep": "hidden"}},
+            "keep must suit task.kind = \"sequence_classification\", got 'hidden'.",
+            id="a classifier's states",
+        ),
+        pytest.param(
+            {"task": {"kind": "masked_lm"}, "student": {"coverage": 0.9}},
+            "student.coverage must be 1 where words are tagged, tokens masked or states matched",
+            id="masked tokens that split otherwise",
+        ),
+        pytest.param(
+            {"data": {"mask_share": 0.0}},
+            "mask_share must be positive, got 0.0.",
+            id="nothing to be found",
+        ),
+        pytest.param(
+            {"data": {"mask_share": 1.5}},
+            "mask_share must lie in [0, 1], got 1.5.",
+            id="more than all",
+        ),
+        pytest.param(
+            {"data": {"num_maskings": 0}},
+            "num_maskings must be positive, got 0.",
+            id="no masking",
+        ),
+        pytest.param(
             {"task": {"kind": "token_clasification"}},
             "kind must be a known name, got 'token_clasification'. "
             "Did you mean 'token_classification'?",
