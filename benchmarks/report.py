@@ -10,9 +10,9 @@ import torch
 
 from mkd_fast.benchmarks.case import STREAM, Budget
 from mkd_fast.benchmarks.harness import Measurement
-from mkd_fast.benchmarks.machine import device_name
 from mkd_fast.benchmarks.results import Row, by_case
 from mkd_fast.benchmarks.roofline import peak_of
+from mkd_fast.environment import device_name
 from mkd_fast.evaluate.tables import Table, TableRow
 
 if TYPE_CHECKING:

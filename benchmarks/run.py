@@ -21,10 +21,10 @@ from mkd_fast.benchmarks import (
 from mkd_fast.benchmarks.case import Case
 from mkd_fast.benchmarks.findings import Finding
 from mkd_fast.benchmarks.harness import TINY, Effort, Measurement, measure
-from mkd_fast.benchmarks.machine import device_name
 from mkd_fast.benchmarks.roofline import StreamingLimit
 from mkd_fast.checks import benchmarks as checks
 from mkd_fast.checks.wording import one_of
+from mkd_fast.environment import device_name
 
 OPS = {
     "dense_kd": dense_kd.cases,

@@ -80,6 +80,37 @@ def evaluate(recipe: Recipe, set_: Settings = None) -> None:
 
 
 @app.command()
+@reports_errors("Stopped. The same command goes on with the cell that was at work.")
+def study(
+    recipe: Recipe,
+    set_: Settings = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many cells are missing, and how long.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Begin nothing that would end later, e.g. 60min or 2h.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the report goes, e.g. docs/study/intents.")
+    ] = None,
+) -> None:
+    """Train every student of a grid that is not trained yet, and report what they show."""
+    from mkd_fast.study.pace import parse_duration
+    from mkd_fast.study.report import write_report
+    from mkd_fast.study.run import predict
+    from mkd_fast.study.run import study as run_study
+
+    seconds = None if budget is None else parse_duration(budget)
+    if dry_run:
+        typer.echo(str(predict(recipe, overrides(set_))))
+        return
+    state = run_study(recipe, overrides(set_), budget_seconds=seconds)
+    typer.echo(str(state))
+    if state.num_finished > state.num_failed:
+        write_report(state.folder, out or state.folder)
+
+
+@app.command()
 @_reports_errors
 def info() -> None:
     """Show versions, devices, and which kernels are built or why not."""

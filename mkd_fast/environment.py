@@ -2,13 +2,52 @@
 
 import os
 import platform
+import re
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
 from mkd_fast.losses import ops
 
 PACKAGES = ("mkd_fast", "torch", "triton", "transformers", "datasets", "numpy", "safetensors")
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's model, never the host's name; a CPU with its instructions and threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    model = models[0].strip() if models else platform.processor() or platform.machine()
+    capability = "" if ops.missing_kernels("cpu") else f" {torch.ops.mkd_fast.cpu_capability()}"
+    return f"CPU {model}{capability} {torch.get_num_threads()} threads"
+
+
+def source_commit(*pathspecs: str) -> str:
+    """Short hash of the source tree this runs from, with a "+" if it was changed since.
+
+    Args:
+        pathspecs: where changes count, as git reads it from this folder; nothing is all of it.
+
+    Returns:
+        "unknown" away from a source tree.
+    """
+    if _git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:
+        return "unknown"
+    changes = _git("status", "--porcelain", "--", *(pathspecs or (".",)))
+    return f"{_git('rev-parse', '--short=12', 'HEAD')}{'+' if changes else ''}"
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints, or None where it fails or is not there."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def environment() -> dict[str, dict[str, str]]:

@@ -46,6 +46,13 @@ class Bar:
         console.print(f"  {self._name} {done}/{self._total}  {detail}  {_clock(left)} left")
 
 
+class Silent(Bar):
+    """The progress of a loop that another one speaks for."""
+
+    def update(self, done: int, detail: Mapping[str, float] | str = "") -> None:
+        """Say nothing."""
+
+
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
@@ -55,8 +62,11 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def bar(name: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """Show a loop of ``total`` pieces, ``done`` of which were done before."""
+def bar(name: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Bar]:
+    """Show a loop of ``total`` pieces, ``done`` of which were done before; or nothing at all."""
+    if not shown:
+        yield Silent(name, total, done, None)
+        return
     if not console.is_terminal:
         yield Bar(name, total, done, None)
         return

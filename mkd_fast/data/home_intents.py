@@ -7,19 +7,18 @@ say, and the unit of information is the template, not the row.
 
 The split goes by template: 25 % of an intent's templates are tested, 10 % are for development,
 the rest is for training; by skeleton where an intent has fewer than three templates. A test
-sentence whose skeleton another template brought into training as well is left out. A sentence
-that two intents of a language share is left out everywhere.
+sentence whose skeleton another template brought into training as well is left out, and so is
+such a development sentence. A sentence that two intents of a language share is left out everywhere.
 """
 
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from mkd_fast.checks import data as checks
 from mkd_fast.data.home_words import known_locales
-from mkd_fast.data.splits import check_no_overlap, normalised, split_by_group
+from mkd_fast.data.splits import check_no_overlap, in_turns, normalised, split_by_group
 from mkd_fast.data.templates import LocaleTemplates
 from mkd_fast.data.text import LabelledText
 
@@ -116,7 +115,8 @@ def build(options: HomeIntentOptions | None = None) -> HomeIntents:
     rows = {locale: _rows_by_intent(locale, options.seed) for locale in locales}
     intents = _common_intents(rows, options.min_utterances)
     cells = _split(rows, intents, options.seed)
-    _drop_known(cells)
+    _drop_known(cells, "test", by=("dev", "train"))
+    _drop_known(cells, "dev", by=("train",))
 
     def draw(part: str, languages: list[str], limit: int) -> list[_Row]:
         return [
@@ -197,17 +197,17 @@ def _split(rows: dict[str, dict[str, list[_Row]]], intents: tuple[str, ...], see
     return cells
 
 
-def _drop_known(cells: _Cells) -> None:
-    """Drop the test rows that another part gives away.
+def _drop_known(cells: _Cells, dropped: str, by: tuple[str, ...]) -> None:
+    """Drop the rows of a part that other parts give away.
 
-    Afterwards no sentence of a test row is in another part of any locale, and no skeleton of
-    one in another part of its own locale and intent.
+    Afterwards no sentence of such a row is in these parts of any locale, and no skeleton of one
+    in these parts of its own locale and intent.
     """
-    taken = [row for (part, *_), found in cells.items() if part != "test" for row in found]
+    taken = [row for (part, *_), found in cells.items() if part in by for row in found]
     texts = {_key(row) for row in taken}
     skeletons = {(row.locale, row.intent, normalised(row.skeleton)) for row in taken}
     for (part, locale, intent), found in cells.items():
-        if part == "test":
+        if part == dropped:
             found[:] = [
                 row
                 for row in found
@@ -225,7 +225,7 @@ def _mixed(rows: list[_Row], rng: random.Random) -> list[_Row]:
     for group in groups:
         rng.shuffle(group)
     rng.shuffle(groups)
-    return [row for layer in zip_longest(*groups) for row in layer if row is not None]
+    return in_turns(groups)
 
 
 def _labelled(rows: list[_Row], intents: tuple[str, ...]) -> LabelledText:

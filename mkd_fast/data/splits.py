@@ -8,8 +8,12 @@ a set nor that of a file's rows decides.
 import random
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from typing import TypeVar
 
 from mkd_fast.checks import data as checks
+
+T = TypeVar("T")
 
 
 def split_names(
@@ -59,6 +63,43 @@ def split_by_group(
 def split_by_row(num_rows: int, shares: Sequence[float], *, seed: str | int) -> list[list[int]]:
     """Split rows that have nothing in common; arguments and result as ``split_by_group``."""
     return split_by_group([f"{row:012d}" for row in range(num_rows)], shares, seed=seed)
+
+
+def balanced_order(labels: Sequence[int], languages: Sequence[str], *, seed: int) -> list[int]:
+    """Order rows so that every beginning holds each label, and each language, about equally often.
+
+    The first rows of it are the small parts of a text: each is contained in any larger one.
+
+    Args:
+        labels: of each row.
+        languages: of each row.
+        seed: part of the result, with labels and languages.
+
+    Returns:
+        All row numbers. Beginnings hold labels that differ by at most one row in number, and
+        likewise the languages of a label, until one of them runs out of rows.
+    """
+    rng = random.Random(f"balanced/{seed}")
+    rows: dict[int, dict[str, list[int]]] = {}
+    for row, (label, language) in enumerate(zip(labels, languages, strict=True)):
+        rows.setdefault(label, {}).setdefault(language, []).append(row)
+    label_order, language_order = sorted(rows), sorted(set(languages))
+    rng.shuffle(label_order)
+    rng.shuffle(language_order)
+    per_label = []
+    for number, label in enumerate(label_order):
+        turn = number % len(language_order)  # so that the labels begin with different languages
+        turns = [*language_order[turn:], *language_order[:turn]]
+        of_language = [rows[label].get(language, []) for language in turns]
+        for found in of_language:
+            rng.shuffle(found)
+        per_label.append(in_turns(of_language))
+    return in_turns(per_label)
+
+
+def in_turns(parts: Iterable[Sequence[T]]) -> list[T]:
+    """The first of each part, then the second of each, and so on."""
+    return [item for layer in zip_longest(*parts) for item in layer if item is not None]
 
 
 def normalised(text: str) -> str:

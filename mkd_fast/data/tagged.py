@@ -52,6 +52,16 @@ class TaggedText:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
+    def strata(self) -> list[int]:
+        """What a part should hold as often as the whole: 1 for a sentence with an entity, or 0."""
+        outside = self.label_names.index(OUTSIDE)
+        return [int(any(tag != outside for tag in tags)) for tags in self.tags]
+
+    @property
+    def groups(self) -> None:
+        """Nothing is known: each sentence stands for itself."""
+
+    @property
     def languages_present(self) -> tuple[str, ...]:
         """The languages, each once, sorted."""
         return tuple(sorted(set(self.languages)))

@@ -1,6 +1,7 @@
 """Labelled text: what it is, and how users' own files and hub datasets become it.
 
-Files are JSONL, CSV or Parquet with the columns ``text``, ``label`` and ``language``. Without
+Files are JSONL, CSV or Parquet with the columns ``text``, ``label`` and ``language``; a column
+``group``, where there is one, names what a row is not independent of. Without
 ``label_names`` the text is taken for training text: it defines the label set, and each of its
 languages needs two examples. With ``label_names`` it is evaluated against that set and may use
 no other label.
@@ -69,7 +70,7 @@ class LabelledText:
     """Texts with a label and a language each.
 
     ``labels`` are indices into ``label_names``. ``groups`` names what must not be torn apart by
-    a split (for templates: their ids), one a text.
+    a split (for templates: their ids), one a text: rows of a group are not independent.
     """
 
     texts: list[str]
@@ -93,10 +94,17 @@ class LabelledText:
         """The languages, each once, sorted."""
         return tuple(sorted(set(self.languages)))
 
+    @property
+    def strata(self) -> list[int]:
+        """What a part should hold as often as the whole, besides languages: the label of each."""
+        return self.labels
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """The texts as rows that ``json`` writes and ``load_text`` reads."""
-        for text, label, language in zip(self.texts, self.labels, self.languages, strict=True):
-            yield {"text": text, "label": self.label_names[label], "language": language}
+        groups = [{}] * len(self) if self.groups is None else [{"group": g} for g in self.groups]
+        columns = (self.texts, self.labels, self.languages, groups)
+        for text, label, language, group in zip(*columns, strict=True):
+            yield {"text": text, "label": self.label_names[label], "language": language, **group}
 
     def select(self, indices: Iterable[int]) -> Self:
         """Return the rows at ``indices``, in that order, under the same label names."""
@@ -145,7 +153,8 @@ def _labelled(
         if str(label) not in index_of:
             raise checks.unknown_label(place, row, str(label), label_names)
         indices.append(index_of[str(label)])
-    return LabelledText(texts, indices, languages, tuple(label_names))
+    groups = strings(place, table, "group") if "group" in table.column_names else None
+    return LabelledText(texts, indices, languages, tuple(label_names), groups)
 
 
 def _label_values(place: str, table: "pyarrow.Table") -> list[Any]:

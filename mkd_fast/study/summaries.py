@@ -229,8 +229,8 @@ def _left(results: StudyResults, most: Arm, least: Arm) -> str:
         return NO_VALUE
 
     def share(languages: Sequence[str]) -> str:
-        kept = fmean(cell.score(languages) for cell in little)
-        return f"{kept / fmean(cell.score(languages) for cell in all_text):.0%}"
+        whole, kept = (fmean(cell.score(languages) for cell in of) for of in (all_text, little))
+        return f"{kept / whole:.0%}" if whole else NO_VALUE
 
     return " / ".join(_of_groups(results, share))
 

@@ -1,11 +1,13 @@
 """Tasks of classification: of whole texts, and of the words in them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from mkd_fast import progress
@@ -24,8 +26,13 @@ from mkd_fast.data import (
 from mkd_fast.data.batches import EvaluationBatches
 from mkd_fast.data.tagged import OUTSIDE
 from mkd_fast.evaluate.metrics import Predictions, predict, score_languages
-from mkd_fast.evaluate.scores import ModelScores
-from mkd_fast.evaluate.spans import score_spans
+from mkd_fast.evaluate.scores import (
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Measure,
+    ModelScores,
+)
+from mkd_fast.evaluate.spans import score_spans, span_counts
 from mkd_fast.student import TokenMap
 from mkd_fast.train import models
 from mkd_fast.train.config import DataConfig
@@ -48,6 +55,7 @@ class Classification(ABC):
 
     data: DataConfig
     auto_class: ClassVar[str]
+    measures: ClassVar[tuple[Measure, ...]]
 
     @abstractmethod
     def read(
@@ -65,9 +73,20 @@ class Classification(ABC):
 
     @abstractmethod
     def score_predictions(
-        self, examined: Examined, tokens: TokenisedText, found: Predictions
+        self,
+        name: str,
+        found: Predictions,
+        text: Text,
+        tokens: TokenisedText,
+        seen_languages: Collection[str],
     ) -> ModelScores:
-        """Scores for each language of what was predicted for the tokens."""
+        """Scores for each language of what was predicted for a tokenised text."""
+
+    @abstractmethod
+    def outcomes(
+        self, found: Predictions, text: Text, tokens: TokenisedText
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """What each sample adds to the headline score, by name; [N] each."""
 
     def labels_of(self, name: str) -> tuple[str, ...]:
         """The labels that a classifier's config names."""
@@ -123,7 +142,8 @@ class Classification(ABC):
         with progress.bar(f"evaluate {examined.name}", len(tokens)) as bar:
             shown = bar.over(batches, lambda batch: len(batch.labels))
             found = predict(examined.model, shown, examined.device)
-        return self.score_predictions(examined, tokens, found)
+        text, seen = examined.text, examined.seen
+        return self.score_predictions(examined.name, found, text, tokens, seen)
 
 
 @dataclass(frozen=True)
@@ -131,6 +151,7 @@ class SequenceClassification(Classification):
     """A label for each text; accuracy and macro-F1."""
 
     auto_class = "AutoModelForSequenceClassification"
+    measures = SEQUENCE_CLASSIFICATION
 
     def read(
         self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
@@ -148,16 +169,23 @@ class SequenceClassification(Classification):
         """Nothing: a text that is cut keeps its label."""
 
     def score_predictions(
-        self, examined: Examined, tokens: TokenisedText, found: Predictions
+        self,
+        name: str,
+        found: Predictions,
+        text: Text,
+        tokens: TokenisedText,
+        seen_languages: Collection[str],
     ) -> ModelScores:
         """Of every sample's class."""
         return score_languages(
-            examined.name,
-            found.predicted,
-            found.true,
-            examined.text.languages,
-            seen_languages=examined.seen,
+            name, found.predicted, found.true, text.languages, seen_languages=seen_languages
         )
+
+    def outcomes(
+        self, found: Predictions, text: Text, tokens: TokenisedText
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """One name, "correct": 1 where the class is right, else 0."""
+        return {"correct": (found.predicted == found.true).astype(np.int64)}
 
 
 @dataclass(frozen=True)
@@ -165,6 +193,7 @@ class TokenClassification(Classification):
     """A tag in IOB2 for each word, learnt at its first piece; span F1."""
 
     auto_class = "AutoModelForTokenClassification"
+    measures = TOKEN_CLASSIFICATION
 
     def read(
         self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
@@ -204,17 +233,34 @@ class TokenClassification(Classification):
         )
 
     def score_predictions(
-        self, examined: Examined, tokens: TokenisedText, found: Predictions
+        self,
+        name: str,
+        found: Predictions,
+        text: Text,
+        tokens: TokenisedText,
+        seen_languages: Collection[str],
     ) -> ModelScores:
         """Of all words of every sentence, those that have no piece included."""
-        text = examined.text
         assert isinstance(text, TaggedText), "read() made it"
+        predicted = self._tags(found, text, tokens)
+        return score_spans(
+            name, predicted, text.tag_rows, text.languages, seen_languages=seen_languages
+        )
+
+    def outcomes(
+        self, found: Predictions, text: Text, tokens: TokenisedText
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """Entities that were found, made up and missed: "tp", "fp", "fn"."""
+        assert isinstance(text, TaggedText), "read() made it"
+        right, predicted, true = span_counts(self._tags(found, text, tokens), text.tag_rows).T
+        return {"tp": right, "fp": predicted - right, "fn": true - right}
+
+    def _tags(self, found: Predictions, text: TaggedText, tokens: TokenisedText) -> list[list[str]]:
+        """The tag predicted for each word."""
         assert isinstance(tokens, TokenisedWords), "tokenise() made them"
         predicted = [[OUTSIDE] * len(words) for words in text.sentences]
         tags = iter(found.predicted.tolist())
         for row, names in enumerate(predicted):
             for word in tokens.word_numbers(row).tolist():
                 names[word] = text.label_names[next(tags)]
-        return score_spans(
-            examined.name, predicted, text.tag_rows, text.languages, seen_languages=examined.seen
-        )
+        return predicted

@@ -12,7 +12,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from mkd_fast.checks import train as checks
 from mkd_fast.data.tokens import NO_LABEL
@@ -63,6 +63,7 @@ class DataConfig:
         train, test: files with columns text, label, language (JSONL, CSV, Parquet), or, where
             words are tagged, tokens, tags, language (JSONL, Parquet); or, for language models,
             text, language, or lines (.txt); or split names of the hub dataset.
+        dev: likewise, by which a study chooses learning rates; no other run reads it.
         seen: languages trained on; empty: all that the training text has, ``unseen`` excepted.
         unseen: languages only tested; empty: all that only the test text has.
         vocabulary_text: a text file, a sentence a line and no labels: with the training text in
@@ -71,7 +72,8 @@ class DataConfig:
             are tagged, text_column and label_column hold lists.
         entity_types: for token classification, the types of entities that count; words of others
             are read as "O". Empty: all of the training text, and tested text may have no other.
-        train_per_intent, test_per_intent: for "home_intents", sentences a language and intent.
+        train_per_intent, dev_per_intent, test_per_intent: for "home_intents", sentences a language
+            and intent.
         text_prefix: put before every text when it is tokenised ("query: " for E5 models).
         max_length: longest sequence, in tokens. Running text is cut into pieces of it.
         num_maskings: for "masked_lm", masked inputs of each piece: an epoch trains on one, the next
@@ -81,6 +83,7 @@ class DataConfig:
 
     source: Literal["home_intents", "files", "hub"] = "files"
     train: str = ""
+    dev: str = ""
     test: str = ""
     seen: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -92,6 +95,7 @@ class DataConfig:
     language_column: str = "language"
     entity_types: tuple[str, ...] = ()
     train_per_intent: int = 20
+    dev_per_intent: int = 5
     test_per_intent: int = 8
     text_prefix: str = ""
     max_length: int = 128
@@ -307,7 +311,20 @@ class Config:
 
 
 def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """Read a recipe of ``mkd-fast distill``; arguments and errors as ``load_as``."""
+    return load_as(Config, recipe, overrides)
+
+
+R = TypeVar("R")
+
+
+def load_as(kind: type[R], recipe: str | Path, overrides: Mapping[str, str] | None = None) -> R:
     """Read a recipe and apply ``section.key`` overrides, whose values are TOML (or bare text).
+
+    Args:
+        kind: a dataclass with a field for each section, whose type is a dataclass too.
+        recipe: a TOML file.
+        overrides: ``{"section.key": value}``.
 
     Raises:
         OSError: no such recipe, or it cannot be read.
@@ -328,7 +345,8 @@ def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Conf
         if not isinstance(content.setdefault(section, {}), dict):
             raise checks.not_a_section(str(path), section)
         content[section][key] = _toml_value(value)
-    return from_dict(content, str(path))
+    built: R = _built(kind, content, str(path))
+    return built
 
 
 def _toml_value(text: str) -> Any:
@@ -340,7 +358,12 @@ def _toml_value(text: str) -> Any:
 
 def from_dict(content: Mapping[str, Any], place: str = "recipe") -> Config:
     """Build a Config from nested plain values, as TOML gives them."""
-    sections: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config)}
+    config: Config = _built(Config, content, place)
+    return config
+
+
+def _built(kind: type, content: Mapping[str, Any], place: str) -> Any:
+    sections: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(kind)}
     built = {}
     for name, values in content.items():
         if name not in sections:
@@ -348,7 +371,7 @@ def from_dict(content: Mapping[str, Any], place: str = "recipe") -> Config:
         if not isinstance(values, Mapping):
             raise checks.not_a_section(place, name)
         built[name] = _section(sections[name], values, f"{place}: [{name}]")
-    return Config(**built)
+    return kind(**built)
 
 
 def _section(section: type, values: Mapping[str, Any], place: str) -> Any:
@@ -387,6 +410,6 @@ def _typed(kind: Any, value: Any, place: str, key: str) -> Any:
     return value
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain values that ``json`` can write; ``resolved.json`` of a run."""
     return dataclasses.asdict(config)

@@ -31,6 +31,8 @@ class Corpus:
 
     Attributes:
         train: in the seen languages.
+        dev: in the seen languages, for choices that must not look at ``test``; None where the
+            source has none.
         test: in seen and unseen languages; no sentence of it occurs in ``train``.
         vocabulary_text: unlabelled sentences, of every language where there are some, by which
             the student's vocabulary is chosen. Never test text.
@@ -39,6 +41,7 @@ class Corpus:
     train: Text
     test: Text
     vocabulary_text: list[str]
+    dev: Text | None = None
 
     @property
     def num_leaked(self) -> int:
@@ -78,12 +81,15 @@ def make(
         return corpus
     train = read(_source(config, "train"), label_names=label_names)
     test = read(_source(config, "test"), label_names=train.label_names)
+    dev = read(_source(config, "dev"), label_names=train.label_names) if config.dev else None
     seen = set(config.seen or train.languages_present) - set(config.unseen)
     unseen = set(config.unseen or test.languages_present) - seen
     vocabulary_text = [*train.texts, *_lines(config.vocabulary_text)]
     train = _in_languages(train, seen)
     test = _in_languages(test, unseen | seen & set(test.languages_present))
-    return Corpus(train, test, vocabulary_text)
+    if dev is not None:
+        dev = _in_languages(dev, seen & set(dev.languages_present))
+    return Corpus(train, test, vocabulary_text, dev)
 
 
 def _lines(path: str) -> list[str]:
@@ -99,6 +105,7 @@ def _home_intents(config: DataConfig, seed: int) -> Corpus:
 
     options = HomeIntentOptions(
         train_per_intent=config.train_per_intent,
+        dev_per_intent=config.dev_per_intent,
         test_per_intent=config.test_per_intent,
         seed=seed,
     )
@@ -107,7 +114,7 @@ def _home_intents(config: DataConfig, seed: int) -> Corpus:
     if config.unseen:
         options = replace(options, unseen=config.unseen)
     built = build(options)
-    return Corpus(built.train, built.test, built.vocabulary_text)
+    return Corpus(built.train, built.test, built.vocabulary_text, built.dev)
 
 
 def _source(config: DataConfig, part: str) -> str | HubSource:
@@ -134,10 +141,14 @@ def _in_languages(text: T, languages: Set[str]) -> T:
 
 
 def save(corpus: Corpus, folder: Path) -> None:
-    """Write train.jsonl, test.jsonl, vocabulary.json and labels.json; labels.json comes last."""
+    """Write the parts as JSONL, vocabulary.json and labels.json; labels.json comes last."""
     make_folder(folder)
-    for name in ("train", "test"):
-        _write_jsonl(getattr(corpus, name), folder / f"{name}.jsonl")
+    for name in ("train", "dev", "test"):
+        text, path = getattr(corpus, name), folder / f"{name}.jsonl"
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            _write_jsonl(text, path)
     write_json(folder / "vocabulary.json", corpus.vocabulary_text)
     write_json(folder / "labels.json", list(corpus.train.label_names))
 
@@ -152,11 +163,13 @@ def load(folder: Path, read: Read = load_text) -> Corpus | None:
     label_names = read_json(folder / "labels.json")
     if label_names is None:
         return None
-    return Corpus(
-        read(folder / "train.jsonl", label_names=label_names),
-        read(folder / "test.jsonl", label_names=label_names),
-        read_json(folder / "vocabulary.json"),
+    train, dev, test = (
+        read(path, label_names=label_names) if path.exists() else None
+        for path in (folder / f"{name}.jsonl" for name in ("train", "dev", "test"))
     )
+    assert train is not None
+    assert test is not None
+    return Corpus(train, test, read_json(folder / "vocabulary.json"), dev)
 
 
 def _write_jsonl(text: Text, path: Path) -> None:

@@ -6,7 +6,7 @@ nothing, nor does any after it; the host learns of it when it next writes a line
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -69,9 +69,11 @@ def fit(
     config: OptimConfig,
     *,
     name: str,
-    checkpoint_path: Path,
-    metrics_path: Path,
+    checkpoint_path: Path | None = None,
+    metrics_path: Path | None = None,
     seed: int,
+    after_step: Callable[[FitResult], None] | None = None,
+    shows_progress: bool = True,
 ) -> FitResult:
     """Train ``model`` in place, from the last checkpoint where there is one.
 
@@ -80,9 +82,14 @@ def fit(
         task: steps and loss.
         config: the choices of ``[finetune]`` or ``[train]``.
         name: of the model, in metric rows and progress lines.
-        checkpoint_path: written every ``config.checkpoint_every`` steps and at the end.
-        metrics_path: JSONL; one row every ``config.log_every`` steps and with every checkpoint.
+        checkpoint_path: written every ``config.checkpoint_every`` steps and at the end; None
+            writes none.
+        metrics_path: JSONL; one row every ``config.log_every`` steps and with every checkpoint;
+            None writes none.
         seed: of dropout.
+        after_step: called after each step with what there was so far. Its time is not counted, and
+            it may evaluate the model, if it leaves the random state as it is.
+        shows_progress: False is silent.
 
     Raises:
         FloatingPointError: loss or gradients were not finite; names the step and its samples. No
@@ -94,13 +101,15 @@ def fit(
     rows = [rows for epoch in range(config.epochs) for rows in task.batches(epoch)]
     optimizer = _optimizer(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    done = FitResult(**(checkpoint.restore(checkpoint_path, model, optimizer) or {}))
+    done = FitResult()
+    if checkpoint_path is not None:
+        done = FitResult(**(checkpoint.restore(checkpoint_path, model, optimizer) or {}))
     result = done
     started = time.monotonic() - done.seconds
     log = StepLog(metrics_path, name, done.steps, device)
     steps = prefetch(task.read, rows[done.steps :])
     model.train()
-    with closing(steps), progress.bar(name, len(rows), done.steps) as bar:
+    with closing(steps), progress.bar(name, len(rows), done.steps, shown=shows_progress) as bar:
         for number, host_step in enumerate(log.timed(steps), start=done.steps + 1):
             step = to_device(host_step, device)
             with autocast(device, config.precision):
@@ -116,10 +125,12 @@ def fit(
             is_saved = number == len(rows) or number % config.checkpoint_every == 0
             if is_saved or number % config.log_every == 0:
                 bar.update(number, log.write(optimizer.param_groups[0]["lr"]))
-            if is_saved:
-                tokens = done.tokens + log.tokens
-                result = FitResult(number, tokens, time.monotonic() - started)
+            result = FitResult(number, done.tokens + log.tokens, time.monotonic() - started)
+            if is_saved and checkpoint_path is not None:
                 checkpoint.save(checkpoint_path, model, optimizer, vars(result))
+            if after_step is not None:
+                after_step(result)
+                started = time.monotonic() - result.seconds
     model.eval()
     return result
 

@@ -62,6 +62,22 @@ def load_classifier(
     return model
 
 
+def new_parameters(
+    name: str, label_names: tuple[str, ...], *, auto_class: str = SEQUENCE
+) -> list[str]:
+    """Names of the parameters that a classifier of a pretrained model has and that model has not.
+
+    Arguments and errors as ``load_classifier``.
+    """
+    import transformers
+
+    with told_by_name(name), quiet_transformers():
+        _, found = getattr(transformers, auto_class).from_pretrained(
+            name, num_labels=len(label_names), output_loading_info=True
+        )
+    return sorted(found["missing_keys"])
+
+
 def load_masked_lm(name: str, *, new_head_seed: int | None = None) -> "PreTrainedModel":
     """A masked language model, in float32.
 

@@ -116,10 +116,11 @@ class Run:
     @cached_property
     def kept_layers(self) -> tuple[int, ...]:
         """The teacher's layers that the student consists of."""
-        return self._choose_layers(self.config.student.depth, self.layer_scores)
+        settings = self.config.student
+        return self._choose_layers(settings.depth, settings.num_layers or None)
 
     def _choose_layers(
-        self, depth: str | tuple[int, ...], scores: tuple[float, ...] | None = None
+        self, depth: str | tuple[int, ...], num_layers: int | None
     ) -> tuple[int, ...]:
         name = resolve_model(self.config.teacher.model)
         teacher = models.skeleton_of(name, self.kind.auto_class)
@@ -127,15 +128,18 @@ class Run:
         if self._matches_states and hidden_size not in (0, teacher.config.hidden_size):
             raise checks.states_of_two_widths(hidden_size)
         layer_list = find_layer_list("copy_init", teacher)
-        num_layers = self.config.student.num_layers or None
+        scores = self.layer_changes if depth == "importance" else None
         return keep_layers(teacher, layer_list, depth, num_layers, scores).layers
 
-    @cached_property
+    @property
     def layer_scores(self) -> tuple[float, ...] | None:
-        """How much each of the teacher's layers does to training text, where that decides."""
+        """What the layers were chosen by, where their importance decided."""
+        return self.layer_changes if self.config.student.depth == "importance" else None
+
+    @cached_property
+    def layer_changes(self) -> tuple[float, ...]:
+        """How much each of the teacher's layers does to training text."""
         settings = self.config.student
-        if settings.depth != "importance":
-            return None
         path = self.folder / "layer_scores.json"
         if (found := read_json(path)) is None:
             teacher = models.to_device(self._loaded(self.teacher_folder), self.device)
@@ -159,8 +163,8 @@ class Run:
             return None
         model = resolve_model(self.config.teacher.model)
         # A depth that the teacher does not have is told before it is trained.
-        depth = self.config.student.depth
-        self._choose_layers("first" if depth == "importance" else depth)
+        depth, num_layers = self.config.student.depth, self.config.student.num_layers or None
+        self._choose_layers("first" if depth == "importance" else depth, num_layers)
         return finetuned_teacher(
             model, self.corpus.train, self.kind, self.config, self.device, SHOWN_AS[TEACHER]
         )

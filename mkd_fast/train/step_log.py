@@ -23,7 +23,7 @@ class StepLog:
 
     Args:
         path: JSONL; rows of this model beyond ``done_steps`` (written by a run that was stopped
-            after its last checkpoint) are dropped.
+            after its last checkpoint) are dropped. None writes nothing down.
         model: the name in the rows.
         done_steps: steps that a checkpoint already covers.
         device: where losses live.
@@ -34,7 +34,9 @@ class StepLog:
         tokens: real tokens seen.
     """
 
-    def __init__(self, path: Path, model: str, done_steps: int, device: torch.device) -> None:
+    def __init__(
+        self, path: Path | None, model: str, done_steps: int, device: torch.device
+    ) -> None:
         self._path, self._model = path, model
         self._step = self._written_step = done_steps
         self._sums = torch.zeros(len(_TERMS), device=device)
@@ -44,8 +46,9 @@ class StepLog:
         self._tokens_before = self.tokens = 0
         self._since = time.monotonic()
         self.is_broken = torch.zeros((), device=device)
-        make_folder(path.parent)
-        self._drop_rows_beyond(done_steps)
+        if path is not None:
+            make_folder(path.parent)
+            _drop_rows_beyond(path, model, done_steps)
 
     def timed(self, steps: Iterable[T]) -> Iterator[T]:
         """The same steps, noting how long each was waited for."""
@@ -86,22 +89,25 @@ class StepLog:
         speed = (self.tokens - self._tokens_before) / seconds
         row = {"model": self._model, "step": self._step, **means, "learning_rate": learning_rate}
         row |= {"tokens_per_s": speed, "wait_share": self._wait_seconds / seconds}
-        with writing_into(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if self._path is not None:
+            with writing_into(self._path.parent), self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
         self._sums.zero_()
         self._written_step, self._tokens_before = self._step, self.tokens
         self._wait_seconds, self._since = 0.0, time.monotonic()
         shown = {name: value for name, value in means.items() if value and name != "grad_norm"}
         return {**shown, "tokens/s": speed}
 
-    def _drop_rows_beyond(self, step: int) -> None:
-        if not self._path.exists():
-            return
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith(b"\n") and not self._is_beyond(line, step)]
-        if kept != lines:
-            write_atomically(self._path, kept)
 
-    def _is_beyond(self, line: bytes, step: int) -> bool:
-        row = json.loads(line)
-        return bool(row["model"] == self._model and row["step"] > step)
+def _drop_rows_beyond(path: Path, model: str, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and not _is_beyond(line, model, step)]
+    if kept != lines:
+        write_atomically(path, kept)
+
+
+def _is_beyond(line: bytes, model: str, step: int) -> bool:
+    row = json.loads(line)
+    return bool(row["model"] == model and row["step"] > step)

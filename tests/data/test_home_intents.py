@@ -119,3 +119,7 @@ def test_a_language_seen_and_unseen():
 def test_too_few_utterances():
     with pytest.raises(ValueError, match="at least two intents must have 9999 utterances"):
         build(HomeIntentOptions(seen=("hu",), unseen=(), min_utterances=9999))
+
+
+def test_no_development_sentence_is_in_training(task):
+    check_no_overlap(task.train.texts, task.dev.texts)

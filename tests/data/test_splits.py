@@ -1,12 +1,19 @@
 """Splits: whole groups, fixed by the seed whatever the order, and the leak check."""
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mkd_fast.data.splits import check_no_overlap, split_by_group, split_by_row, split_names
+from mkd_fast.data.splits import (
+    balanced_order,
+    check_no_overlap,
+    split_by_group,
+    split_by_row,
+    split_names,
+)
 
 NAMES = [f"t{number}" for number in range(20)]
 
@@ -63,3 +70,39 @@ def test_no_overlap_passes():
 def test_overlap_is_found_behind_case_space_and_punctuation():
     with pytest.raises(ValueError, match=r"no test sentence .* got 'Turn  it ON!' in both"):
         check_no_overlap(["turn it on"], ["off", "Turn  it ON!"])
+
+
+# 5 labels in 3 languages, 4 rows each, shuffled.
+TABLE = [(label, language) for label in range(5) for language in ("de", "en", "fr")] * 4
+random.Random(1).shuffle(TABLE)
+LABELS, LANGUAGES = [label for label, _ in TABLE], [language for _, language in TABLE]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_beginning_of_a_balanced_order_is_balanced(seed):
+    order = balanced_order(LABELS, LANGUAGES, seed=seed)
+    assert sorted(order) == list(range(len(TABLE)))
+    for size in range(1, len(order) + 1):
+        begun = order[:size]
+        labels = Counter({label: 0 for label in range(5)})
+        labels.update(LABELS[row] for row in begun)
+        assert max(labels.values()) - min(labels.values()) <= 1
+        for label in range(5):
+            languages = Counter({"de": 0, "en": 0, "fr": 0})
+            languages.update(LANGUAGES[row] for row in begun if LABELS[row] == label)
+            assert max(languages.values()) - min(languages.values()) <= 1
+        languages = Counter(LANGUAGES[row] for row in begun)
+        if size % 5 == 0:  # whole rounds of the labels
+            assert max(languages.values()) - min(languages[name] for name in LANGUAGES) <= 2
+
+
+def test_a_balanced_order_depends_on_its_seed_and_not_on_chance():
+    first = balanced_order(LABELS, LANGUAGES, seed=0)
+    assert first == balanced_order(LABELS, LANGUAGES, seed=0)
+    assert first[:5] != balanced_order(LABELS, LANGUAGES, seed=1)[:5]
+
+
+def test_a_label_that_runs_out_leaves_its_turns_to_others():
+    order = balanced_order([0, 0, 0, 0, 1], ["en"] * 5, seed=0)
+    assert sorted(order) == list(range(5))
+    assert {0, 1} == {[0, 0, 0, 0, 1][row] for row in order[:2]}

@@ -222,3 +222,13 @@ def test_unknown_suffix(tmp_path):
     path.touch()
     with pytest.raises(ValueError, match=r"name must end in \.jsonl, \.csv, \.parquet, got"):
         load_text(path)
+
+
+def test_a_column_of_groups_is_read_where_there_is_one(tmp_path):
+    rows = [{"text": f"t{n}", "label": "a", "language": "en", "group": f"g{n}"} for n in range(2)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_text(path).groups == ["g0", "g1"]
+    path.write_text("".join(json.dumps({**row, "group": 3}) + "\n" for row in rows))
+    with pytest.raises(TypeError, match=r"column 'group' of .* must hold strings"):
+        load_text(path)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mkd_fast.checks.wording import is_ours
 from mkd_fast.train.config import Config, from_dict, load, to_dict
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(set(FOLDER.glob("*.toml")) - set(FOLDER.glob("study_*.toml")))
 # A value other than the default for every key, as TOML gives it.
 EVERY_KEY = {
     "run": {"folder": "here", "seed": 3, "device": "cpu"},
@@ -21,6 +22,7 @@ EVERY_KEY = {
     "data": {
         "source": "hub",
         "train": "train",
+        "dev": "some",
         "test": "validation",
         "seen": ["de", "en"],
         "unseen": ["sw"],
@@ -32,6 +34,7 @@ EVERY_KEY = {
         "language_column": "locale",
         "entity_types": ["PER"],
         "train_per_intent": 2,
+        "dev_per_intent": 3,
         "test_per_intent": 1,
         "text_prefix": "query: ",
         "max_length": 9,

@@ -132,17 +132,28 @@ def test_labels_of_a_ready_teacher_decide(files):
 @pytest.mark.parametrize("languages", [{}, {"seen": ("en",), "unseen": ("nl",)}])
 def test_home_intents_are_built_as_the_recipe_asks(monkeypatch, languages):
     built = SimpleNamespace(
-        train=text([("a", "on", "en")]), test=text([("b", "on", "nl")]), vocabulary_text=["c"]
+        train=text([("a", "on", "en")]),
+        dev=text([("d", "on", "en")]),
+        test=text([("b", "on", "nl")]),
+        vocabulary_text=["c"],
     )
     asked = []
     monkeypatch.setattr(
         "mkd_fast.data.home_intents.build", lambda options: asked.append(options) or built
     )
-    config = DataConfig(source="home_intents", train_per_intent=3, test_per_intent=2, **languages)
+    config = DataConfig(
+        source="home_intents",
+        train_per_intent=3,
+        dev_per_intent=4,
+        test_per_intent=2,
+        **languages,
+    )
     corpus = corpora.make(config, seed=5)
     assert (corpus.train, corpus.test, corpus.vocabulary_text) == (built.train, built.test, ["c"])
+    assert corpus.dev is built.dev
     (options,) = asked
-    assert (options.train_per_intent, options.test_per_intent, options.seed) == (3, 2, 5)
+    assert (options.train_per_intent, options.dev_per_intent) == (3, 4)
+    assert (options.test_per_intent, options.seed) == (2, 5)
     default = type(options)()
     assert options.seen == languages.get("seen", default.seen)
     assert options.unseen == languages.get("unseen", default.unseen)
@@ -150,7 +161,7 @@ def test_home_intents_are_built_as_the_recipe_asks(monkeypatch, languages):
 
 def test_a_ready_teacher_of_another_task_is_refused(monkeypatch):
     rows = text([("a", "off", "en"), ("b", "on", "en")])
-    built = SimpleNamespace(train=rows, test=rows, vocabulary_text=[])
+    built = SimpleNamespace(train=rows, dev=rows, test=rows, vocabulary_text=[])
     monkeypatch.setattr("mkd_fast.data.home_intents.build", lambda options: built)
     config = DataConfig(source="home_intents")
     assert corpora.make(config, 0, label_names=("off", "on")).train is rows
@@ -178,6 +189,26 @@ def test_what_is_saved_reads_back_the_same(tmp_path, awkward):
     assert found.train.fingerprint == awkward.train.fingerprint
     assert found.test.fingerprint == awkward.test.fingerprint
     assert found.vocabulary_text == awkward.vocabulary_text
+
+
+def test_development_text_and_groups_are_kept(tmp_path, awkward):
+    groups = [f"g{n}" for n in range(len(AWKWARD))]
+    train = replace(awkward.train, groups=groups)
+    corpora.save(replace(awkward, train=train, dev=train.select([2, 1])), tmp_path)
+    found = corpora.load(tmp_path)
+    assert found.train.groups == groups
+    assert (found.dev.texts, found.dev.groups) == ([AWKWARD[2], AWKWARD[1]], ["g2", "g1"])
+    corpora.save(awkward, tmp_path)  # of a source without it
+    found = corpora.load(tmp_path)
+    assert (found.dev, found.train.groups) == (None, None)
+
+
+def test_development_text_is_that_of_seen_languages(files, tmp_path):
+    corpus = corpora.make(DataConfig(**files, dev=files["train"], seen=("en",)), seed=0)
+    assert corpus.dev.languages_present == ("en",)
+    assert corpora.make(DataConfig(**files), seed=0).dev is None
+    with pytest.raises(ValueError, match=r"languages must occur in the text .*, got none at all"):
+        corpora.make(DataConfig(**files, dev=files["test"], seen=("de",)), seed=0)
 
 
 def test_what_is_not_finished_does_not_count(tmp_path, awkward, monkeypatch):

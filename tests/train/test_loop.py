@@ -11,6 +11,7 @@ from tiny_problem import (
     NUM_ROWS,
     NUM_STEPS,
     OPTIM,
+    ROWS_A_STEP,
     STEPS_AN_EPOCH,
     TOKENS_A_ROW,
     Model,
@@ -20,7 +21,7 @@ from tiny_problem import (
 )
 from torch.nn import functional
 
-from mkd_fast.train.loop import schedule, to_device
+from mkd_fast.train.loop import fit, schedule, to_device
 
 
 def same(weights, others):
@@ -198,3 +199,47 @@ def test_an_error_while_reading_stops_the_loop(tmp_path):
 def test_to_device_leaves_the_cpu_s_own(tmp_path):
     step = Problem().read([0, 1])
     assert to_device(step, torch.device("cpu")) is step
+
+
+def test_whoever_watches_each_step_changes_nothing_and_takes_no_time(tmp_path, monkeypatch):
+    now, seen, problem = [0.0], [], Problem()
+
+    def see(result):
+        now[0] += 100.0  # an evaluation
+        model = problem.model
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, dtype=torch.int64))
+        model.train()
+        seen.append((result, model.weights()))
+
+    def advance():
+        now[0] += 1e-6  # for there are rates per second
+        return now[0]
+
+    watched = Model()
+    with monkeypatch.context() as patch:
+        patch.setattr("mkd_fast.train.loop.time.monotonic", advance)
+        result = fit(watched, problem, OPTIM, name="model", seed=7, after_step=see)
+    assert [found.steps for found, _ in seen] == list(range(1, NUM_STEPS + 1))
+    assert [found.tokens for found, _ in seen] == [
+        steps * ROWS_A_STEP * TOKENS_A_ROW for steps in range(1, NUM_STEPS + 1)
+    ]
+    assert result.seconds < 1.0
+    alone, _ = train(tmp_path)
+    assert same(watched.weights(), alone.weights())
+    assert same(seen[-1][1], alone.weights())
+
+
+def test_without_paths_nothing_is_written_or_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fit(Model(), Problem(), OPTIM, name="model", seed=7, shows_progress=False)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_without_paths_a_step_that_is_not_finite_stops_all_the_same():
+    def spoil(number, loss, model):
+        return loss * math.nan if number == 5 else loss
+
+    with pytest.raises(FloatingPointError, match="at step 5"):
+        fit(Model(), Problem(spoil), OPTIM, name="model", seed=7)
