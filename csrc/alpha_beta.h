@@ -15,90 +15,105 @@ namespace mkd::MKD_ISA {
 // Powers of a probability of 0 are 0, 1 or inf as their limits are, 0 log 0 is 0, and a column that
 // neither side may take contributes nothing. No power here need decay with q, so that unlikely
 // columns may pull as hard as likely ones.
+//
+// A power takes a logarithm with its low part: that of a rounded 43 errs by 30 units in the last
+// place. Where L is small all but rounding cancels in F, and a series takes its place:
+//   F = q^s sum over j >= 2 of (s^(j-1) - a^(j-1)) / (b j!) L^j
+// whose limit at b = 0 has (j-1) a^(j-2) / j!, and which holds in all the others as it stands.
 class AlphaBeta {
  public:
   explicit AlphaBeta(const KD& op)
-      : a(static_cast<float>(op.alpha)),
-        b(static_cast<float>(op.beta)),
-        s(static_cast<float>(op.alpha + op.beta)),
+      : a(op.alpha),
+        b(op.beta),
+        s(op.alpha + op.beta),
         limit(op.alpha == 0.0 && op.beta == 0.0 ? Limit::kBoth
               : op.alpha + op.beta == 0.0       ? Limit::kSum
               : op.beta == 0.0                  ? Limit::kBeta
               : op.alpha == 0.0                 ? Limit::kAlpha
-                                                : Limit::kNone) {}
+                                                : Limit::kNone) {
+    const double sum = op.alpha + op.beta;
+    smallest = static_cast<float>(0.5 / std::fmax(std::fabs(op.alpha), std::fabs(sum)));
+    double factorial = 1.0;
+    for (int j = 2; j < kNumTerms + 2; ++j) {
+      factorial *= j;
+      const double slope = op.beta == 0.0
+                               ? (j - 1) * std::pow(op.alpha, j - 2)
+                               : (std::pow(sum, j - 1) - std::pow(op.alpha, j - 1)) / op.beta;
+      series[j - 2] = static_cast<float>(slope / factorial);
+    }
+  }
 
-  void terms(const Column& c, Vec& value, Vec& pull) const {
+  void terms(const RowFactors& f, Log t_s, Log t_t, Vec& value, Vec& pull) const {
+    const Log log_p = t_t - f.log2_z_t, log_q = t_s - f.log2_z_s;
+    const Vec ratio = all(static_cast<float>(kLn2)) * f.log_ratio(t_s, t_t);
+    const Vec near = near_tie(ratio);
+    const Mask is_near = above(all(smallest), max(ratio, all(0.0f) - ratio));
+    const Vec power_of_q = power(s * log_q);  // 1 where s = 0
     switch (limit) {
       case Limit::kBoth:
-        both_zero(c, value, pull);
+        value = near;
+        pull = all(0.0f) - ratio;
         break;
-      case Limit::kSum:
-        sum_zero(c, value, pull);
+      case Limit::kSum: {
+        const Vec grown = power(a * log_p + b * log_q) - all(1.0f);
+        value = where(is_near, near, (grown - all(a.high) * ratio) / all(a.high * a.high));
+        pull = where(is_near, all(-a.high) * near - ratio, grown / all(-a.high));
         break;
-      case Limit::kBeta:
-        beta_zero(c, value, pull);
+      }
+      case Limit::kBeta: {
+        const Vec p = power(a * log_p), own = weighted(p, all(a.high) * ratio) - p + power_of_q;
+        value = where(is_near, power_of_q * near, own / all(a.high * a.high));
+        pull = (power_of_q - p) / all(a.high);
         break;
-      case Limit::kAlpha:
-        alpha_zero(c, value, pull);
+      }
+      case Limit::kAlpha: {
+        const Vec tangent = weighted(power_of_q, ratio);
+        const Vec own = power(b * log_p) - power_of_q - all(b.high) * tangent;
+        value = where(is_near, power_of_q * near, own / all(b.high * b.high));
+        pull = all(0.0f) - tangent;
         break;
-      case Limit::kNone:
-        no_limit(c, value, pull);
+      }
+      case Limit::kNone: {
+        const Vec p = power(s * log_p), less = power_of_q - cross(log_p, log_q);
+        const Vec own = fma(all(a.high / s.high), p - power_of_q, less) / all(a.high * b.high);
+        value = where(is_near, power_of_q * near, own);
+        pull = less / all(a.high);
         break;
+      }
     }
-    const Mask is_event = above(max(c.log_p, c.log_q), all(kNothing));
+    const Mask is_event = above(max(log_p.high, log_q.high), all(kNothing));
     value = where(is_event, value);
     pull = where(is_event, pull);
   }
 
  private:
   enum class Limit { kNone, kBeta, kAlpha, kSum, kBoth };
+  static constexpr int kNumTerms = 7;
 
-  float a, b, s;
+  TwoFloats a, b, s;
   Limit limit;
+  float smallest;  // |L| below which the series holds
+  float series[kNumTerms];
 
-  static Vec power(Vec log) { return where(above(log, all(127.0f)), all(-kNothing), exp2(log)); }
-
-  // Of the very logarithms that the powers take: near p = q their errors cancel.
-  static Vec log_ratio(const Column& c) {
-    return all(static_cast<float>(kLn2)) * (c.log_p - c.log_q);
+  static Vec power(Log log) {
+    return where(above(log.high, all(127.0f)), all(-kNothing), exp2(log));
   }
 
   // weight * log, 0 where the weight is.
   static Vec weighted(Vec weight, Vec log) { return where(above(weight, all(0.0f)), weight * log); }
 
-  void both_zero(const Column& c, Vec& value, Vec& pull) const {
-    const Vec ratio = log_ratio(c);
-    value = all(0.5f) * ratio * ratio;
-    pull = all(0.0f) - ratio;
+  // p^a q^b
+  Vec cross(Log log_p, Log log_q) const {
+    const Log of_q = b * log_q, of_both = a * log_p + of_q;
+    const Mask has_q = above(log_q.high, all(kNothing));  // where q = 0, that alone decides
+    return power({where(has_q, of_both.high, of_q.high), of_both.low});
   }
 
-  void sum_zero(const Column& c, Vec& value, Vec& pull) const {
-    const Vec x = all(a) * c.d;
-    const Vec grown = where(above(x, all(127.0f)), all(-kNothing), exp2_minus_1(x));
-    value = (grown - all(static_cast<float>(kLn2)) * x) / all(a * a);
-    pull = grown / all(-a);
-  }
-
-  void beta_zero(const Column& c, Vec& value, Vec& pull) const {
-    const Vec p = power(all(a) * c.log_p), q = power(all(a) * c.log_q);
-    value = (all(a) * weighted(p, log_ratio(c)) - p + q) / all(a * a);
-    pull = (q - p) / all(a);
-  }
-
-  void alpha_zero(const Column& c, Vec& value, Vec& pull) const {
-    const Vec p = power(all(b) * c.log_p), q = power(all(b) * c.log_q);
-    const Vec log = weighted(q, log_ratio(c));
-    value = (p - q - all(b) * log) / all(b * b);
-    pull = all(0.0f) - log;
-  }
-
-  void no_limit(const Column& c, Vec& value, Vec& pull) const {
-    const Vec p = power(all(s) * c.log_p), q = power(all(s) * c.log_q);
-    // log(p^a q^b) by way of q^s, so that equal sides leave nothing; where q = 0, directly.
-    const Vec log_cross = fma(all(a), c.log_p - c.log_q, all(s) * c.log_q);
-    const Vec cross = power(where(above(c.log_q, all(kNothing)), log_cross, all(b) * c.log_q));
-    value = (all(a / s) * p + all(b / s) * q - cross) / all(a * b);
-    pull = (q - cross) / all(a);
+  // F / q^s
+  Vec near_tie(Vec ratio) const {
+    Vec r = all(series[kNumTerms - 1]);
+    for (int j = kNumTerms - 2; j >= 0; --j) r = fma(r, ratio, all(series[j]));
+    return r * ratio * ratio;
   }
 };
 

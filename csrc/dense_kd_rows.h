@@ -101,6 +101,7 @@ inline Terms split_logits_row(const KD& op, int64_t n, int num_parts, const Para
     for (const RowPart& part : parts) {
       whole.sums.value += part.row.sums.value;
       whole.sums.pull += part.row.sums.pull;
+      whole.sums.q += part.row.sums.q;
     }
   }
   const Terms terms = sweeps.finish(whole);

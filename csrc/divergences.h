@@ -5,11 +5,16 @@
 //   kNeedsValueSweep              or that its value takes a sweep over normalised probabilities
 //   kNeedsLogarithms              whether its gradient takes t_s and t_t besides e_s and e_t
 //   kOfLogits                     whether it is given z_s and z_t instead of t_s and t_t
+//   kTakesPowers                  whether errors of t_s and t_t are multiplied by large values
 //   terms(factors, t_s, t_t, value, pull, q)   of a register of columns: F, q dF/dq and q
-//   gradient(factors, t_s, t_t, q)             its part of the gradient, and q
+//   gradient(factors, t_s, t_t, q)             its part of the gradient, and q; of e_s and e_t
+//   where
+//                                              it needs no logarithms
 // The same multiple of q may be left out of every pull, since dD/dz_v = (pull_v - q_v sum of pulls)
 // / T; events.h leaves out the same.
 #pragma once
+
+#include <type_traits>
 
 #include "alpha_beta.h"
 #include "mixtures.h"
@@ -19,13 +24,14 @@ namespace mkd::MKD_ISA {
 // forward_kl, reverse_kl, their sum (jeffreys), or neither:
 //   sum p (log p - log q) = ln2 sum(e_t (t_t - t_s)) / Z_t - ln Z_t + ln Z_s      gradient q - p
 //   sum q (log q - log p) = ln2 sum(e_s (t_s - t_t)) / Z_s - ln Z_s + ln Z_t      gradient
-//       q (log q - log p - D) = ln2 q (t_s - t_t + centre),  centre = log2(Z_t / Z_s) - D / ln2
-// centre is added as a whole number and a small rest: rounding it would shift every column alike.
+//       q (log q - log p - D) = ln2 q (t_s - t_t + centre),  centre = -sum(e_s (t_s - t_t)) / Z_s
+// centre is added as a whole number and two small rests, that of the low parts by itself: rounding
+// it would shift every column alike.
 // Values come out of the first sweep alone.
 template <bool kForward, bool kReverse>
 struct KL {
   static constexpr bool kNeedsForward = kForward, kNeedsReverse = kReverse;
-  static constexpr bool kNeedsValueSweep = false, kOfLogits = false;
+  static constexpr bool kNeedsValueSweep = false, kOfLogits = false, kTakesPowers = false;
   static constexpr bool kNeedsLogarithms = kReverse;
 
   explicit KL(const KD&) {}
@@ -36,9 +42,10 @@ struct KL {
     if constexpr (kForward) total += kLn2 * sums.cross_t / sums.z_t - log_ratio;
     if constexpr (kReverse) {
       const double reverse = kLn2 * sums.cross_s / sums.z_s + log_ratio;
-      const double centre = (log_ratio - reverse) / kLn2;
+      const double centre = -(sums.cross_s - sums.low_s) / sums.z_s;
       factors.centre_whole = static_cast<float>(::rint(centre));
       factors.centre = static_cast<float>(centre - ::rint(centre));
+      factors.centre_low = static_cast<float>(-sums.low_s / sums.z_s);
       factors.slope = static_cast<float>(factors.weight * kLn2);
       total += reverse;
     }
@@ -47,7 +54,7 @@ struct KL {
   }
 
   // Column by column, for a teacher that does not fill a row's sums.
-  static void terms(const RowFactors& f, Vec t_s, Vec t_t, Vec& value, Vec& pull, Vec& q) {
+  static void terms(const RowFactors& f, Log t_s, Log t_t, Vec& value, Vec& pull, Vec& q) {
     const Column c = f.column(t_s, t_t);
     const Vec zero = all(0.0f), log_ratio = all(static_cast<float>(kLn2)) * c.d;
     value = pull = zero;
@@ -60,86 +67,100 @@ struct KL {
   }
 
   // The kd gradient of one register; q is left for the cross-entropy.
-  static Vec gradient(const RowFactors& f, Vec t_s, Vec t_t, Vec& q) {
-    return gradient(f, t_s, t_t, exp2(t_s), kForward ? exp2(t_t) : t_t, q);
+  static Vec gradient(const RowFactors& f, Log t_s, Log t_t, Vec& q) {
+    if constexpr (!kReverse) return gradient(f, exp2(t_s.high), exp2(t_t.high), q);
+    const Vec e_s = exp2(t_s);
+    const Log ratio = difference(t_s, t_t);
+    const Vec most = (ratio.high + all(f.centre_whole)) + all(f.centre);
+    const Vec log_term = most + (ratio.low + all(f.centre_low));  // 0 + 0 where one column is all
+    const Vec reverse = e_s * all(f.inverse_z_s) * all(f.slope);
+    return fma(reverse, where(above(e_s, all(0.0f)), log_term),
+               gradient(f, e_s, kForward ? exp2(t_t) : e_s, q));
   }
 
-  static Vec gradient(const RowFactors& f, Vec t_s, Vec t_t, Vec e_s, Vec e_t, Vec& q) {
+  // That of forward KL.
+  static Vec gradient(const RowFactors& f, Vec e_s, Vec e_t, Vec& q) {
     q = e_s * all(f.inverse_z_s);
-    Vec result = all(0.0f);
-    if constexpr (kReverse) {
-      const Vec log_term = ((t_s - t_t) + all(f.centre_whole)) + all(f.centre);
-      result = q * all(f.slope) * where(above(e_s, all(0.0f)), log_term);
-    }
-    if constexpr (kForward) {  // exactly 0 where p and q are equal
-      const Vec p = e_t * all(f.inverse_z_t);
-      result = fma(q - p, all(f.weight), result);
-    }
-    return result;
+    if constexpr (!kForward) return all(0.0f);
+    return (q - e_t * all(f.inverse_z_t)) * all(f.weight);  // exactly 0 where p and q are equal
   }
 };
 
-// 1/2 sum |p - q|:  dD/dq = 1/2 sign(q - p), and 0 at ties. A tie is what rounding cannot tell
-// from one: t_s and t_t are the products of a logit and a rate, each rounded.
+// 1/2 sum |p - q|:  dD/dq = 1/2 sign(q - p), and 0 at ties. A tie is what the rounding of the two Z
+// cannot tell from one.
 class TotalVariation {
  public:
   explicit TotalVariation(const KD&) {}
 
   void terms(const Column& c, Vec& value, Vec& pull) const {
-    constexpr float kRounding = 0x1p-22f;
-    const Vec zero = all(0.0f), noise = all(kRounding) - all(kRounding) * c.log_q;
+    const Vec zero = all(0.0f), noise = all(0x1p-23f);
     const Vec half_q = all(0.5f) * c.q;
     value = all(0.5f) * (max(c.p, c.q) - min(c.p, c.q));
     pull = where(above(zero - c.d, noise), half_q) - where(above(c.d, noise), half_q);
   }
 };
 
-// The gradient from terms alone; slope and centre are the row's weight, and less that times the sum
-// of its pulls.
+// The gradient from terms alone.
 template <class D>
-inline Vec gradient_of_pulls(const D& divergence, const RowFactors& f, Vec t_s, Vec t_t, Vec& q) {
+inline Vec gradient_of_pulls(const D& divergence, const RowFactors& f, Log t_s, Log t_t, Vec& q) {
   Vec value, pull;
   divergence.terms(f, t_s, t_t, value, pull, q);
-  return all(f.slope) * pull + all(f.centre) * q;  // alike rounded: 0 where one column is all
+  const Vec rest = fma(q, all(-f.pulls.high), pull);  // 0 where one column is all
+  return all(f.weight) * fma(q, all(-f.pulls.low), rest);
 }
 
-// A policy of a class whose terms(column, value, pull) say all there is to it.
+// A policy of a class whose terms(column, value, pull), or terms(factors, t_s, t_t, value, pull),
+// say all there is to it.
 template <class Terms>
 class OfColumns : public Terms {
  public:
   static constexpr bool kNeedsForward = false, kNeedsReverse = false;
   static constexpr bool kNeedsValueSweep = true, kNeedsLogarithms = true, kOfLogits = false;
+  static constexpr bool kTakesPowers = std::is_same_v<Terms, AlphaBeta>;
 
   using Terms::Terms;
 
-  void terms(const RowFactors& f, Vec t_s, Vec t_t, Vec& value, Vec& pull, Vec& q) const {
-    const Column c = f.column(t_s, t_t);
-    Terms::terms(c, value, pull);
-    q = c.q;
+  void terms(const RowFactors& f, Log t_s, Log t_t, Vec& value, Vec& pull, Vec& q) const {
+    if constexpr (requires(const Column& c) { Terms::terms(c, value, pull); }) {
+      const Column c = f.column(t_s, t_t);
+      Terms::terms(c, value, pull);
+      q = c.q;
+    } else {
+      Terms::terms(f, t_s, t_t, value, pull);
+      q = exp2(t_s) * all(f.inverse_z_s);
+    }
   }
 
-  Vec gradient(const RowFactors& f, Vec t_s, Vec t_t, Vec& q) const {
+  Vec gradient(const RowFactors& f, Log t_s, Log t_t, Vec& q) const {
     return gradient_of_pulls(*this, f, t_s, t_t, q);
   }
 };
 
 // Mean over V columns of (z_s - z_t)^2, gradient 2 (z_s - z_t) / V: no distribution, no
-// temperature. In a broken row centre is NaN, else 0.
+// temperature, and no exponential but the cross-entropy's. In a broken row centre is NaN, else 0.
 class LogitMSE {
  public:
   static constexpr bool kNeedsForward = false, kNeedsReverse = false;
-  static constexpr bool kNeedsValueSweep = true, kNeedsLogarithms = true, kOfLogits = true;
+  static constexpr bool kNeedsValueSweep = false, kNeedsLogarithms = true, kOfLogits = true;
+  static constexpr bool kTakesPowers = false;
 
   explicit LogitMSE(const KD& op) : share(static_cast<float>(1.0 / op.num_columns)) {}
 
-  void terms(const RowFactors&, Vec z_s, Vec z_t, Vec& value, Vec& pull, Vec&) const {
-    const Vec error = z_s - z_t;
+  // NaN where a logit is +inf, or where a side has none above -inf.
+  static double value(const RowSums& sums, RowFactors& f) {
+    const double broken = 0.0 * sums.max_s + 0.0 * sums.max_t;
+    f.centre = static_cast<float>(0.0 * sums.value + broken);
+    return sums.value + broken;
+  }
+
+  void terms(const RowFactors&, Log z_s, Log z_t, Vec& value, Vec& pull, Vec&) const {
+    const Vec error = z_s.high - z_t.high;
     value = error * error * all(share);
     pull = all(0.0f);
   }
 
-  Vec gradient(const RowFactors& f, Vec z_s, Vec z_t, Vec&) const {
-    return fma(all(2.0f * share * f.slope), z_s - z_t, all(f.centre));
+  Vec gradient(const RowFactors& f, Log z_s, Log z_t, Vec&) const {
+    return fma(all(2.0f * share * f.weight), z_s.high - z_t.high, all(f.centre));
   }
 
  private:

@@ -297,7 +297,7 @@ class LongRows {
   [[gnu::always_inline]] Vec gradient_register(int64_t at, const BlockFactors& factors) const {
     const Vec x_s = load(e_s + at), x_t = load(e_t + at);
     Vec q;
-    const Vec result = GradientD::gradient(factors, x_s, x_t, x_s, x_t, q);
+    const Vec result = GradientD::gradient(factors, x_s, x_t, q);
     if constexpr (kUsed == Label::kOwn) return fma(load(e_own + at), all(factors.ce), result);
     return Sweeps<D>::template with_label<kUsed>(result, q, factors.ce);
   }

@@ -22,8 +22,10 @@ class Mixture {
     const bool is_reverse = op.divergence == Divergence::kSkewReverseKL;
     const double a = is_reverse ? 1.0 - op.beta : op.beta;
     const double w_p = !kSkewed ? a : is_reverse ? 0.0 : 1.0;
+    // The smaller as it is, and both summing to 1: of equal sides nothing is left.
     share_p = static_cast<float>(a);
     share_q = static_cast<float>(1.0 - a);
+    (a < 0.5 ? share_q : share_p) = 1.0f - (a < 0.5 ? share_p : share_q);
     weight_p = static_cast<float>(kLn2 * w_p);
     weight_q = static_cast<float>(kLn2 * (1.0 - w_p));
     skew = static_cast<float>(is_reverse ? a : a - 1.0);

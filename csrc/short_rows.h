@@ -185,7 +185,7 @@ class ShortRows {
     each_register(r, [&](int i, [[maybe_unused]] Vec s, Vec) {
       const Vec x_s = load(kept_s + i), x_t = load(kept_t + i);
       Vec q;
-      Vec result = GradientD::gradient(factors, x_s, x_t, x_s, x_t, q);
+      Vec result = GradientD::gradient(factors, x_s, x_t, q);
       if constexpr (kUsed == Label::kSame) result = fma(q, label_factor, result);
       if constexpr (kUsed == Label::kSquare) result = fma(q * q, label_factor, result);
       if constexpr (kUsed == Label::kOwn) {

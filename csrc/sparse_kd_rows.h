@@ -52,6 +52,7 @@ class SparseRows {
     double outside_pull = 0.0, centre = 0.0;        // of what is outside, and of all: see events.h
     bool has_each = false;   // what is outside is not one event, but one a column
     RowFactors factors;      // of those
+    double sum_q = 0.0;      // of kept and outside, as the sweeps round them
     float t_t = 0.0f;        // log2 of the teacher's probability of each, but for its factor there
     double pull_each = 0.0;  // the pull of each, where that is all the same
   };
@@ -98,7 +99,8 @@ class SparseRows {
       op.sparse.tail == Tail::kUniform ||
       (op.divergence == Divergence::kAlphaBeta && !is_sample && op.sparse.tail != Tail::kBucket);
   const bool keeps_exponentials = label != Label::kOwn && op.softcap == 0.0 && !takes_columns;
-  const Vec rate = all(static_cast<float>(kLog2E / op.temperature));
+  const TwoFloats exact_rate{kLog2E / op.temperature};
+  const Vec rate = all(exact_rate.high);
   const Vec label_rate = all(static_cast<float>(kLog2E));
 
   float load(int64_t b) {
@@ -196,6 +198,7 @@ class SparseRows {
     double value = 0.0;
     for (Kept& k : kept) {
       k.share /= row.z;
+      row.sum_q += k.share;
       const double log_q = (k.logit - row.reference) / op.temperature - log_z;
       const Event event = is_sample ? Event{-k.target * log_q, -k.target}
                                     : event_of(op, {::exp(k.target), k.target}, {k.share, log_q});
@@ -229,14 +232,15 @@ class SparseRows {
       row.pull_each = -::exp(log_p);
       event.pull = row.pull_each * double(op.num_columns - kept.size());
     }
-    row.factors.slope = static_cast<float>(kd_weight);
-    row.factors.centre = static_cast<float>(-kd_weight * (row.centre + event.pull));
+    row.factors.weight = static_cast<float>(kd_weight);
+    row.factors.pulls = TwoFloats((row.centre + event.pull) / row.sum_q);
     return event;
   }
 
   template <class D>
   Event sum_each(const D& divergence) {
     const Vec reference = all(static_cast<float>(row.reference)), taken = all(INFINITY);
+    const Log t_t{all(row.t_t), all(0.0f)};
     Event event;
     for (int64_t b = 0; b < blocks.count(); ++b) {
       load(b);
@@ -244,17 +248,20 @@ class SparseRows {
       kept.each_in(b, [&](const Kept& k) { block[k.column - blocks.begin(b)] = INFINITY; });
       for (int begin = 0; begin < blocks.size(b); begin += kRun) {
         const int end = std::min(begin + kRun, blocks.size(b));
-        Vec values = all(0.0f), pulls = values;
+        Vec values = all(0.0f), pulls = values, qs = values;
         for (int i = begin; i < end; i += Vec::kLanes) {
           const Vec logit = mkd::MKD_ISA::load(block + i);
-          Vec value, pull, q;
-          divergence.terms(row.factors, (logit - reference) * rate, all(row.t_t), value, pull, q);
+          Vec value, pull, q = all(0.0f);
+          const Log t_s = finite_low(exact_rate * difference(logit, reference));
+          divergence.terms(row.factors, t_s, t_t, value, pull, q);
           const Mask is_outside = above(taken, logit);
           values = values + where(is_outside, value);
           pulls = pulls + where(is_outside, pull);
+          qs = qs + where(is_outside, q);
         }
         event.value += sum(values);
         event.pull += sum(pulls);
+        row.sum_q += sum(qs);
       }
     }
     return event;
@@ -362,8 +369,9 @@ class SparseRows {
       if constexpr (kHasOwn) result = fma(exp2(above * label_rate), all(factors.own), result);
       if constexpr (!std::is_same_v<D, OneEvent>) {
         Vec q;
-        const Vec t_s = (logit - reference) * rate;
-        result = result + gradient_of_pulls(divergence, row.factors, t_s, all(row.t_t), q);
+        const Log t_s = finite_low(exact_rate * difference(logit, reference));
+        const Log t_t{all(row.t_t), all(0.0f)};
+        result = result + gradient_of_pulls(divergence, row.factors, t_s, t_t, q);
       }
       if (op.softcap != 0.0) result = result * transform.slope(logit);
       store(block + i, result);

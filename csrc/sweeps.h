@@ -34,8 +34,9 @@ class Sweeps {
 
   const KD& op;
   const D divergence;
-  const float rate_s = static_cast<float>(kLog2E / op.temperature);
-  const float rate_t = static_cast<float>(kLog2E / op.teacher_temperature);
+  const TwoFloats exact_rate_s{kLog2E / op.temperature},
+      exact_rate_t{kLog2E / op.teacher_temperature};
+  const float rate_s = exact_rate_s.high, rate_t = exact_rate_t.high;
   const float kd_weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale *
                                              op.logit_scale / op.temperature);
   const double label_weight = op.row_weight * op.ce_weight * op.logit_scale;
@@ -43,6 +44,7 @@ class Sweeps {
   const Transform transform_t{static_cast<float>(op.teacher_logit_scale),
                               static_cast<float>(op.teacher_softcap)};
   const Label label = op.labels && D::kOfLogits ? Label::kOwn : label_of(op);
+  static constexpr bool kIsExact = D::kNeedsLogarithms && !D::kOfLogits;  // with low parts
 
   // What is subtracted from logits: their maximum, unless there is nothing above -inf.
   static float reference(float most) { return most == kNothing ? 0.0f : most; }
@@ -56,6 +58,7 @@ class Sweeps {
       load_both(row, first, size, &most_s, &most_t);
       raise(row.sums, most_s, most_t);
       with_known(label, [&](auto known) { add_to_sums<known.value>(row, size); });
+      if constexpr (D::kOfLogits) add_values_of_block(row, size);
     });
   }
 
@@ -72,16 +75,7 @@ class Sweeps {
   void add_values(Row& row, int64_t begin, int64_t end) const {
     each_block(begin, end, [&](int64_t first, int size) {
       reload(row, first, size);
-      constexpr int kRun = 8 * Vec::kLanes;
-      Doubles values, pulls;
-      for (int i = 0; i < size; i += kRun) {
-        Vec value = all(0.0f), pull = value;
-        add_terms(row, i, size - i < kRun ? size - i : kRun, value, pull);
-        values.add(value);
-        pulls.add(pull);
-      }
-      row.sums.value += values.sum();
-      row.sums.pull += pulls.sum();
+      add_values_of_block(row, size);
     });
   }
 
@@ -93,8 +87,7 @@ class Sweeps {
     if constexpr (D::kNeedsValueSweep) {
       // What is not a positive probability may have been passed over: here it is not.
       terms.kd = sums.value + sums.broken();
-      f.slope = f.weight;
-      f.centre = static_cast<float>(-f.weight * sums.pull + sums.broken());
+      f.pulls = TwoFloats(sums.pull / sums.q + sums.broken());
     } else {
       terms.kd = D::value(sums, f);
     }
@@ -153,14 +146,30 @@ class Sweeps {
     }
   }
 
+  void add_values_of_block(Row& row, int size) const {
+    constexpr int kRun = 8 * Vec::kLanes;
+    Doubles values, pulls, qs;
+    for (int i = 0; i < size; i += kRun) {
+      Vec value = all(0.0f), pull = value, q = value;
+      add_terms(row, i, size - i < kRun ? size - i : kRun, value, pull, q);
+      values.add(value);
+      pulls.add(pull);
+      qs.add(q);
+    }
+    row.sums.value += values.sum();
+    row.sums.pull += pulls.sum();
+    row.sums.q += qs.sum();
+  }
+
   // The terms of columns [begin, begin + size) of the block; none of what it is padded with.
-  void add_terms(const Row& row, int begin, int size, Vec& values, Vec& pulls) const {
+  void add_terms(const Row& row, int begin, int size, Vec& values, Vec& pulls, Vec& qs) const {
     const auto add = [&](int i, Mask real) {
-      Vec value, pull, q;
+      Vec value, pull, q = all(0.0f);
       divergence.terms(row.factors, student(row, load(row.s + i)), teacher(row, load(row.t + i)),
                        value, pull, q);
       values = values + where(real, value);
       pulls = pulls + where(real, pull);
+      qs = qs + where(real, q);
     };
     int i = 0;
     for (; i + Vec::kLanes <= size; i += Vec::kLanes) add(begin + i, first_lanes(Vec::kLanes));
@@ -168,11 +177,20 @@ class Sweeps {
   }
 
   // What the divergence is given of a register of logits.
-  Vec student(const Row& row, Vec z) const {
-    return D::kOfLogits ? z : (z - all(reference(row.sums.max_s))) * all(rate_s);
+  Log student(const Row& row, Vec z) const { return log_of(z, row.sums.max_s, exact_rate_s); }
+  Log teacher(const Row& row, Vec z) const { return log_of(z, row.sums.max_t, exact_rate_t); }
+
+  static Log log_of(Vec z, float most, TwoFloats rate) {
+    if constexpr (D::kOfLogits) return {z, z};
+    const Vec from = all(reference(most));
+    if constexpr (D::kTakesPowers) return finite_low(rate * difference(z, from));
+    if constexpr (kIsExact) return finite_low(rate * (z - from));
+    return {(z - from) * all(rate.high), z};
   }
-  Vec teacher(const Row& row, Vec z) const {
-    return D::kOfLogits ? z : (z - all(reference(row.sums.max_t))) * all(rate_t);
+
+  static Vec exponential(Log t) {
+    if constexpr (kIsExact) return exp2(t);
+    return exp2(t.high);
   }
 
   void load_both(Row& row, int64_t begin, int size, float* most_s, float* most_t) const {
@@ -192,9 +210,13 @@ class Sweeps {
   void raise(RowSums& sums, float most_s, float most_t) const {
     const double rise_s = rise(sums.max_s, most_s), rise_t = rise(sums.max_t, most_t);
     if (rise_s == 0.0 && rise_t == 0.0) return;
-    const double fall_s = rise_s * rate_s, fall_t = rise_t * rate_t;  // of t_s and t_t
+    const auto exact = [](TwoFloats rate) {
+      return rate.high + (kIsExact ? double(rate.low) : 0.0);
+    };
+    const double fall_s = rise_s * exact(exact_rate_s), fall_t = rise_t * exact(exact_rate_t);
     const double factor_s = ::exp2(-fall_s), factor_t = ::exp2(-fall_t);
     sums.cross_t = factor_t * (sums.cross_t + sums.z_t * (fall_s - fall_t));
+    sums.low_s *= factor_s;
     sums.cross_s = factor_s * (sums.cross_s + sums.z_s * (fall_t - fall_s));
     sums.z_s *= factor_s;
     sums.z_t *= factor_t;
@@ -204,7 +226,7 @@ class Sweeps {
   // Runs are short enough for float: what they leave is added up in double.
   template <Label kLabel>
   void add_to_sums(Row& row, int size) const {
-    constexpr int kRun = 32 * Vec::kLanes;
+    constexpr int kRun = (D::kNeedsReverse ? 8 : 32) * Vec::kLanes;
     for (int begin = 0; begin < size; begin += kRun) {
       add_run<kLabel>(row, begin, begin + kRun < size ? begin + kRun : size);
     }
@@ -213,14 +235,19 @@ class Sweeps {
   template <Label kLabel>
   void add_run(Row& row, int begin, int end) const {
     RowSums& sums = row.sums;
-    const Vec reference_s = all(reference(sums.max_s)), reference_t = all(reference(sums.max_t));
+    [[maybe_unused]] const Vec reference_s = all(reference(sums.max_s));
     const Vec zero = all(0.0f);
     Vec z_s = zero, z_t = zero, z_ce = zero, cross_t = zero, cross_s = zero;
+    Vec low_t = zero, low_s = zero;  // the low parts of the cross sums
+    const float shift = common_ratio(row, begin);
     for (int i = begin; i < end; i += Vec::kLanes) {
-      const Vec above_s = load(row.s + i) - reference_s;
-      const Vec t_s = above_s * all(rate_s);
-      const Vec t_t = (load(row.t + i) - reference_t) * all(rate_t);
-      const Vec e_s = exp2(t_s), e_t = exp2(t_t);
+      const Vec z = load(row.s + i);
+      if constexpr (kLabel == Label::kOwn) {
+        z_ce = z_ce + exp2((z - reference_s) * all(float(kLog2E)));
+      }
+      if constexpr (D::kOfLogits) continue;
+      const Log t_s = student(row, z), t_t = teacher(row, load(row.t + i));
+      const Vec e_s = exponential(t_s), e_t = exponential(t_t);
       if (row.holds_exponentials) {
         store(row.s + i, e_s);
         store(row.t + i, e_t);
@@ -228,18 +255,44 @@ class Sweeps {
       z_s = z_s + e_s;
       z_t = z_t + e_t;
       if constexpr (kLabel == Label::kSquare) z_ce = fma(e_s, e_s, z_ce);
-      if constexpr (kLabel == Label::kOwn) z_ce = z_ce + exp2(above_s * all(float(kLog2E)));
       // An event of probability 0 contributes 0, though its logarithm is infinite.
-      const Vec d = t_t - t_s;
-      if constexpr (D::kNeedsForward) cross_t = cross_t + where(above(e_t, zero), e_t * d);
-      if constexpr (D::kNeedsReverse) cross_s = cross_s - where(above(e_s, zero), e_s * d);
+      const Log ratio = kIsExact ? difference(t_t, t_s) : Log{t_t.high - t_s.high, zero};
+      const Log d = kIsExact ? difference(ratio, {all(shift), zero}) : ratio;
+      if constexpr (D::kNeedsForward) add_cross(e_t, d, cross_t, low_t);
+      if constexpr (D::kNeedsReverse) add_cross(e_s, d, cross_s, low_s);
     }
-    sums.z_s += sum(z_s);
-    sums.z_t += sum(z_t);
+    const double run_z_s = sum(z_s), run_z_t = sum(z_t);
+    sums.z_s += run_z_s;
+    sums.z_t += run_z_t;
     if constexpr (kLabel == Label::kSame) sums.z_ce = sums.z_s;
     if constexpr (kLabel == Label::kSquare || kLabel == Label::kOwn) sums.z_ce += sum(z_ce);
-    if constexpr (D::kNeedsForward) sums.cross_t += sum(cross_t);
-    if constexpr (D::kNeedsReverse) sums.cross_s += sum(cross_s);
+    if constexpr (D::kNeedsForward) {
+      sums.cross_t += (sum(cross_t) + shift * run_z_t) + sum(low_t);
+    }
+    if constexpr (D::kNeedsReverse) {
+      sums.cross_s -= (sum(cross_s) + shift * run_z_s) + sum(low_s);
+      sums.low_s -= sum(low_s);
+    }
+  }
+
+  // A whole number close to t_t - t_s, if these are alike from column to column: where it is taken
+  // off, the cross sums round what is left. With exact logarithms only.
+  float common_ratio(const Row& row, int column) const {
+    if constexpr (!kIsExact) return 0.0f;
+    const double d = (row.t[column] - reference(row.sums.max_t)) * double(rate_t) -
+                     (row.s[column] - reference(row.sums.max_s)) * double(rate_s);
+    return std::abs(d) < 0x1p20 ? static_cast<float>(::rint(d)) : 0.0f;
+  }
+
+  // Adds e d, and to low what is lost of it.
+  static void add_cross(Vec e, Log d, Vec& total, Vec& total_low) {
+    const Vec product = e * d.high;
+    const Mask is_event = above(e, all(0.0f));
+    total = total + where(is_event, product);
+    if constexpr (kIsExact) {
+      const Vec rest = fma(e, d.low, lost(e, d.high, product));
+      total_low = total_low + where(is_event, max(rest, all(-1e30f)));  // NaN of an infinite d
+    }
   }
 
   template <Label kLabel>
@@ -267,7 +320,7 @@ class Sweeps {
     for (int i = 0; i < size; i += Vec::kLanes) {
       const Vec e_s = load(row.s + i), e_t = load(row.t + i);
       Vec q;
-      const Vec grad = D::gradient(row.factors, e_s, e_t, e_s, e_t, q);
+      const Vec grad = D::gradient(row.factors, e_s, e_t, q);
       store(row.s + i, with_label<kLabel>(grad, q, ce_weight));
     }
   }

@@ -7,6 +7,7 @@
 // Each vec_*.h defines Vec (kLanes floats) and Mask, and
 //   all(x)                     x in every lane
 //   + - * /  fma(a, b, c)        a * b + c, rounded once where kFmaRoundsOnce
+//   lost(a, b, product)        a * b - product, what rounding took off the product
 //   max min                    of each lane; where a lane of a is NaN, that of b
 //   above, not_below           a > b; !(a < b), which is true for NaN
 //   where(m, a[, b])           a where m, else b (or 0)
@@ -65,6 +66,58 @@ inline Vec exp2_minus_1(Vec t) {
   const Vec n = nearest_integer(t);
   const Vec f = t - n, power = times_power_of_two(all(1.0f), n);
   return fma(power, slope_of_exp2(f) * f, power - all(1.0f));
+}
+
+// A logarithm to base 2 in two parts: `low` is what rounding took off `high`. An exponential
+// multiplies a logarithm's error by its value, so that of a large one is exact with both alone.
+// Where high is infinite, low is NaN.
+struct Log {
+  Vec high, low;
+};
+
+// A number for all lanes, likewise.
+struct TwoFloats {
+  float high = 0.0f, low = 0.0f;
+
+  TwoFloats() = default;
+  explicit TwoFloats(double x)
+      : high(static_cast<float>(x)), low(static_cast<float>(x - static_cast<float>(x))) {}
+};
+
+inline Log operator*(TwoFloats a, Log x) {
+  const Vec high = all(a.high) * x.high;
+  const Vec low = fma(all(a.high), x.low, lost(all(a.high), x.high, high));
+  return {high, fma(all(a.low), x.high, low)};
+}
+
+inline Log operator*(TwoFloats a, Vec x) {
+  const Vec high = all(a.high) * x;
+  return {high, fma(all(a.low), x, lost(all(a.high), x, high))};
+}
+
+// The same with a low part that changes nothing where high is infinite.
+inline Log finite_low(Log x) { return {x.high, max(x.low, all(-1e30f))}; }  // that of a NaN
+
+inline Log operator+(Log x, Log y) {
+  const Vec high = x.high + y.high, of_y = high - x.high;
+  const Vec lost = (x.high - (high - of_y)) + (y.high - of_y);
+  return {high, lost + (x.low + y.low)};
+}
+inline Log difference(Vec x, Vec y) {
+  const Vec high = x - y, of_y = x - high;
+  return {high, (x - (high + of_y)) + (of_y - y)};
+}
+inline Log difference(Log x, Log y) {
+  const Log rounded = difference(x.high, y.high);
+  return {rounded.high, rounded.low + (x.low - y.low)};
+}
+inline Log operator-(Log x, TwoFloats y) { return x + Log{all(-y.high), all(-y.low)}; }
+
+inline Vec exp2(Log t) {
+  const Vec n = nearest_integer(t.high);
+  const Vec f = (t.high - n) + t.low;
+  const Vec r = fma(slope_of_exp2(f), f, all(1.0f));
+  return where(not_below(t.high, all(-126.0f)), times_power_of_two(r, n));
 }
 
 // tanh(x), within 3 ulp near 0 and 1 ulp where it nears 1; NaN stays NaN.

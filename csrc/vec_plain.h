@@ -8,6 +8,7 @@
 namespace mkd::MKD_ISA {
 
 typedef float Floats __attribute__((vector_size(16)));
+typedef double FourDoubles __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(16)));
 
 constexpr bool kFmaRoundsOnce = false;
@@ -27,6 +28,10 @@ inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+inline Vec lost(Vec a, Vec b, Vec product) {  // a product of floats is exact in double
+  const auto wide = [](Vec x) { return __builtin_convertvector(x.v, FourDoubles); };
+  return {__builtin_convertvector(wide(a) * wide(b) - wide(product), Floats)};
+}
 inline Mask above(Vec a, Vec b) { return {a.v > b.v}; }
 inline Mask not_below(Vec a, Vec b) { return {~(a.v < b.v)}; }
 inline Vec where(Mask m, Vec a, Vec b) {
