@@ -29,6 +29,16 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+# vocab_start, rows and vocab_size of either process, and what both must say of them.
+BAD_LAYOUTS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], str]] = {
+    "gap": ((0, 3, 7), (4, 3, 7), "must be all of vocab_size=7, each in one of them, got [0, 3), "),
+    "overlap": ((0, 4, 7), (3, 4, 7), "got [0, 4), [3, 7). Pass as vocab_start how many rows"),
+    "twice": ((0, 7, 7), (0, 7, 7), "got [0, 7), [0, 7)"),
+    "too few": ((0, 3, 7), (3, 3, 7), "got [0, 3), [3, 6)"),
+    "other vocabulary": ((0, 3, 7), (3, 3, 6), "vocab_size must be the same on all processes"),
+}
+
+
 def padded(tensor: torch.Tensor, dim: int) -> torch.Tensor:
     """Columns past the real ones, which must not matter."""
     shape = list(tensor.shape)
@@ -60,6 +70,22 @@ def run(case: str, dtype: torch.dtype, group: Any = None, bounds: Any = None) ->
     )  # fmt: skip
     (out.loss * normal(N, seed=8)[: out.loss.numel()].to(dtype)).sum().backward()
     return [out.loss.detach(), out.kd, out.ce, hidden.grad, weight.grad, bias.grad]
+
+
+def misplace(rank: int, world_size: int, folder: Path, name: str) -> None:
+    """Write what this process says of a bad layout."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=world_size)
+    start, num_rows, vocab_size = BAD_LAYOUTS[name][rank]  # type: ignore[misc]
+    try:
+        linear_kd_loss(
+            torch.zeros(2, 3), torch.zeros(num_rows, 3), torch.zeros(2, num_rows),
+            process_group=dist.group.WORLD, vocab_start=start, vocab_size=vocab_size,
+        )  # fmt: skip
+    except ValueError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def work(rank: int, world_size: int, folder: Path) -> None:

@@ -61,8 +61,16 @@ def floating_point(function: str, argument: str, tensor: object) -> None:
         raise not_logits(function, argument, f"{tensor.dtype} {tuple(tensor.shape)}")
 
 
+def is_sharded(tensor: object) -> bool:
+    """Whether it is a DTensor, told without importing what only those need who have one."""
+    return isinstance(tensor, Tensor) and hasattr(tensor, "full_tensor")
+
+
 def head(function: str, prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise unless weight ``[V, D]`` and bias ``[V]`` go with hidden states ``[..., D]``."""
+    for name, part in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if is_sharded(part):
+            raise sharded_tensor(function, f"{prefix}{name}")
     floating_point(function, f"{prefix}hidden", hidden)
     floating_point(function, f"{prefix}weight", weight)
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
@@ -344,6 +352,57 @@ def skip_below_off_cpu(device: object) -> ValueError:
         "skip_below must be None where the host would have to wait for the device",
         f"student_hidden on {device}",
         "Leave it out: it is for CPUs.",
+    )
+
+
+def skip_below_traced() -> ValueError:
+    """How many columns are left is known when the gradients are."""
+    return value_error(
+        "linear_kd_loss",
+        "skip_below must be None under torch.compile, which needs shapes that no value decides",
+        "a call that is being compiled",
+        "Leave it out, or wrap the call in torch.compiler.disable().",
+    )
+
+
+def skip_below_eager(reason: str) -> ValueError:
+    """Autograd's own products take every column."""
+    return value_error(
+        "linear_kd_loss",
+        "skip_below must be None where the loss is eager, which would not heed it",
+        reason,
+        "Leave it out: the eager loss is exact.",
+    )
+
+
+def sharded_tensor(function: str, argument: str) -> TypeError:
+    """A DTensor: a shard of a parallel vocabulary and one of FSDP look the same."""
+    return type_error(
+        function,
+        f"{argument} must be a plain tensor",
+        "a DTensor",
+        "Pass full_tensor() of a parameter that FSDP shards; of a vocabulary that is split over "
+        "processes, to_local() with process_group=, vocab_start= and vocab_size=.",
+    )
+
+
+def columns_not_covered(vocab_size: int, columns: Sequence[tuple[int, int]]) -> ValueError:
+    """The processes' columns leave some out, or hold some twice."""
+    return value_error(
+        "linear_kd_loss",
+        f"the processes' columns must be all of vocab_size={vocab_size}, each in one of them",
+        ", ".join(f"[{begin}, {end})" for begin, end in columns),
+        "Pass as vocab_start how many rows of the weight the processes before hold.",
+    )
+
+
+def vocab_sizes_differ(vocab_sizes: Sequence[int]) -> ValueError:
+    """The processes do not agree on the vocabulary that they share."""
+    return value_error(
+        "linear_kd_loss",
+        "vocab_size must be the same on all processes of process_group",
+        ", ".join(map(str, vocab_sizes)),
+        "Pass how many columns are real on all of them together.",
     )
 
 

@@ -84,12 +84,15 @@ def linear_kd_loss(  # noqa: D417 (some arguments are described together)
             Then an entry d of a hidden gradient is off by at most
             ``skip_below * sum_v |W_vd|``, and that of a weight by ``skip_below * sum_n |h_nd|``,
             both divided by N for "mean". Rows of the weight whose columns are kept are copied,
-            half of it at most. None: exact.
+            half of it at most. None: exact. Refused under torch.compile and where the loss is
+            eager.
         process_group: the processes that share the vocabulary, or None. Each holds its own rows
             of ``student_weight`` and ``student_bias``, its columns of a dense teacher and its
             rows of a TeacherHead, and everything else alike; ``vocab_size``, over all of them,
             must be given. The gradient of ``student_hidden`` is then summed over the group.
-            Runs in plain torch, chunk by chunk.
+            Runs in plain torch, chunk by chunk. The first call with a group exchanges where each
+            process's columns lie, and raises if they are not the whole vocabulary; later calls
+            exchange nothing but what the loss needs, and a compiled first call cannot look.
         vocab_start: the first of this process's ids.
         **fields: fields of LossSpec, instead of ``spec``.
 
@@ -108,6 +111,8 @@ def linear_kd_loss(  # noqa: D417 (some arguments are described together)
         checks.not_negative(FUNCTION, "skip_below", skip_below)
         if student_hidden.device.type != "cpu":
             raise checks.skip_below_off_cpu(student_hidden.device)
+        if torch.compiler.is_compiling():
+            raise checks.skip_below_traced()
     shard = _shard(process_group, vocab_start, vocab_size)
     flat = rows.flatten(
         student_hidden,
@@ -128,6 +133,8 @@ def linear_kd_loss(  # noqa: D417 (some arguments are described together)
     flat.check_ids()
     num_columns = flat.vocab_size
     if shard is not None:  # as many rows a chunk on every process, whose exchanges are in step
+        if not torch.compiler.is_compiling():
+            shard.check_cover(len(student_weight))
         flat = replace(flat, vocab_size=shard.num_real(len(student_weight)))
         num_columns = shard.mean_columns
     dtype = _logits_dtype(student_hidden)
@@ -146,6 +153,10 @@ def linear_kd_loss(  # noqa: D417 (some arguments are described together)
     if _computes_gradients_in_forward(flat, spec, impl, shard):
         loss, kd, ce = linear_fused.run(flat, plan, student_weight, student_bias)
     else:
+        if skip_below is not None:
+            raise checks.skip_below_eager(
+                "impl='eager'" if impl == "eager" else str(ops.not_fusible(flat, spec))
+            )
         loss, kd, ce = _eager(flat, plan, student_weight, student_bias)
     hidden = _hidden_term(flat, sums, impl)
     parts = [loss + hidden.loss, kd.detach(), ce.detach(), hidden.hidden.expand_as(loss)]

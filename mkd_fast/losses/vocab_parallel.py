@@ -11,13 +11,16 @@ Hidden states, labels and sparse teachers are the same on every process; dense t
 process's own columns.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mkd_fast.checks import losses as checks
 from mkd_fast.losses import divergences
 from mkd_fast.losses.reference import transformed
 from mkd_fast.losses.rows import Rows
@@ -25,6 +28,9 @@ from mkd_fast.losses.spec import LossSpec
 from mkd_fast.losses.targets import SampledTeacher, SparseTeacher
 
 # N tokens, V columns of this process, K kept ids
+
+# Of each group the vocabularies that its processes were seen to cover.
+_covered: "WeakKeyDictionary[dist.ProcessGroup, set[int]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +61,37 @@ class Shard:
         """How many of this process's columns are real."""
         return max(0, min(num_columns, self.vocab_size - self.begin))
 
+    def check_cover(self, num_columns: int) -> None:
+        """Raise if the processes' columns are not the vocabulary, the first time in this group.
+
+        Every process of the group must call it; all of them raise, or none.
+        """
+        covered = _covered.setdefault(self.group, set())
+        if self.vocab_size in covered:
+            return
+        layouts: list[Any] = [None] * dist.get_world_size(self.group)
+        layout = (self.vocab_size, self.begin, self.begin + num_columns)
+        dist.all_gather_object(layouts, layout, group=self.group)
+        sizes = [vocab_size for vocab_size, _, _ in layouts]
+        if len(set(sizes)) > 1:
+            raise checks.vocab_sizes_differ(sizes)
+        columns = [(begin, end) for _, begin, end in layouts]
+        if not _are_all(columns, self.vocab_size):
+            raise checks.columns_not_covered(self.vocab_size, columns)
+        covered.add(self.vocab_size)
+
     def local(self, ids: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
         """Ids as columns of this process, and which of them are: others are column 0."""
         columns = ids.long() - self.begin
         is_here = (ids >= 0) & (columns >= 0) & (columns < num_columns)
         return columns.masked_fill(~is_here, 0), is_here
+
+
+def _are_all(columns: list[tuple[int, int]], vocab_size: int) -> bool:
+    """Whether these, up to ``vocab_size``, are each column once."""
+    real = ((begin, min(end, vocab_size)) for begin, end in columns)
+    parts = [(0, 0), *sorted(part for part in real if part[0] < part[1]), (vocab_size, vocab_size)]
+    return all(one[1] == next_[0] for one, next_ in itertools.pairwise(parts))
 
 
 def _largest_and_sum(values_NV: Tensor, group: "dist.ProcessGroup") -> tuple[Tensor, Tensor]:

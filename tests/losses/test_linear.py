@@ -7,6 +7,8 @@ import torch
 from budget import assert_within_budget
 from linear_input import LABELS, TEACHERS, D, N, V, head_teacher, normal, student, whole
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional
 
 from mkd_fast import LossSpec, TeacherHead, kd_loss, linear_kd_loss
@@ -108,7 +110,8 @@ class TestContract:
 
     def test_no_tokens_at_all(self, impl):
         hidden, weight = torch.zeros(0, D, requires_grad=True), torch.ones(V, D, requires_grad=True)
-        out = linear_kd_loss(hidden, weight, torch.zeros(0, V), impl=impl, skip_below=1e-3)
+        skip_below = None if impl == "eager" else 1e-3
+        out = linear_kd_loss(hidden, weight, torch.zeros(0, V), impl=impl, skip_below=skip_below)
         out.loss.backward()
         assert out.loss.item() == 0
         assert weight.grad.count_nonzero() == 0
@@ -205,6 +208,39 @@ def test_compiles_whole(reduction):
     assert torch.equal(value, expected[0])
     for leaf, gradient in zip(leaves, expected[3:], strict=True):
         torch.testing.assert_close(leaf.grad, gradient)
+
+
+def test_skip_below_is_refused_while_compiling():
+    def loss(hidden, weight):
+        return linear_kd_loss(hidden, weight, T, skip_below=1e-3).loss
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="skip_below must be None under torch"):
+        torch.compile(loss, fullgraph=True, backend="aot_eager")(H, W)
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("argument", ["student_hidden", "student_weight", "student_bias"])
+def test_a_sharded_parameter_is_refused(mesh, argument):
+    arguments = {"student_hidden": H, "student_weight": W, "student_bias": torch.zeros(7)}
+    arguments[argument] = distribute_tensor(arguments[argument], mesh, [Shard(0)])
+    with pytest.raises(TypeError) as error:
+        linear_kd_loss(teacher=T, **arguments)
+    words = f"linear_kd_loss: {argument} must be a plain tensor, got a DTensor. Pass full_tensor()"
+    assert words in str(error.value)
+
+
+def test_a_sharded_teacher_is_refused(mesh):
+    teacher = TeacherHead(H, distribute_tensor(W, mesh, [Shard(0)]))
+    with pytest.raises(TypeError, match=r"TeacherHead\.weight must be a plain tensor"):
+        linear_kd_loss(H, W, teacher)
 
 
 def test_hands_out_its_gradients_once():
@@ -322,6 +358,19 @@ BAD_INPUT = {
         ValueError,
         "skip_below must be None where the host would have to wait",
         (H.to("meta"), W.to("meta"), T),
+        {"skip_below": 1.0},
+    ),
+    "skip, eager": (
+        ValueError,
+        "skip_below must be None where the loss is eager, which would not heed it, "
+        "got impl='eager'. Leave it out: the eager loss is exact.",
+        (H, W, T),
+        {"skip_below": 1.0, "impl": "eager"},
+    ),
+    "skip, no kernel": (
+        ValueError,
+        "which would not heed it, got torch.float64 has no fused kernel",
+        (H.double(), W.double(), T),
         {"skip_below": 1.0},
     ),
     "shard": (

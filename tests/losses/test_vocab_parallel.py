@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from budget import assert_within_budget
 from torch import multiprocessing
-from vocab_parallel_job import CASES, SHARDS, run, work
+from vocab_parallel_job import BAD_LAYOUTS, CASES, SHARDS, misplace, run, work
 
 from mkd_fast import linear_kd_loss
 
@@ -34,13 +34,40 @@ def test_every_process_has_the_result_of_one(results, case):
                 assert_within_budget(*values, str(index))
 
 
-def test_named_fused_is_refused(tmp_path):
+@pytest.mark.parametrize("name", BAD_LAYOUTS)
+def test_columns_that_are_not_the_vocabulary_are_named_everywhere(tmp_path, name):
+    multiprocessing.spawn(misplace, (2, tmp_path, name), nprocs=2)
+    for rank in range(2):
+        assert BAD_LAYOUTS[name][-1] in (tmp_path / f"{rank}.txt").read_text()
+
+
+@pytest.fixture
+def group(tmp_path):
     dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        with pytest.raises(RuntimeError, match="a vocabulary split over processes has none"):
-            linear_kd_loss(
-                torch.zeros(2, 3), torch.zeros(7, 3), torch.zeros(2, 7), impl="fused",
-                process_group=dist.group.WORLD, vocab_start=0, vocab_size=7,
-            )  # fmt: skip
-    finally:
-        dist.destroy_process_group()
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_named_fused_is_refused(group):
+    with pytest.raises(RuntimeError, match="a vocabulary split over processes has none"):
+        linear_kd_loss(
+            torch.zeros(2, 3), torch.zeros(7, 3), torch.zeros(2, 7), impl="fused",
+            process_group=group, vocab_start=0, vocab_size=7,
+        )  # fmt: skip
+
+
+def test_columns_are_looked_at_once_for_each_vocabulary(group, monkeypatch):
+    calls = []
+    exchange = dist.all_gather_object
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        exchange(*args, **kwargs)
+
+    monkeypatch.setattr(dist, "all_gather_object", counted)
+    for num_columns in (7, 7, 6, 7):
+        linear_kd_loss(
+            torch.zeros(2, 3), torch.zeros(num_columns, 3), torch.zeros(2, num_columns),
+            process_group=group, vocab_start=0, vocab_size=num_columns,
+        )  # fmt: skip
+    assert len(calls) == 2
