@@ -1,7 +1,7 @@
 """What the compile gates (gates.py) compile: shapes and options, planned as for real tensors."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mkd_fast.kernels import dense_kd, sparse_kd
 from mkd_fast.kernels.arguments import Inputs, Options
+from mkd_fast.kernels.covering import covering_rows
 from mkd_fast.kernels.launch import Launch
 
 _NUM_TOKENS = 512
@@ -34,12 +35,18 @@ class Case:
     softcap: float = 0.0
     reduction: str = "mean"
     has_gradient: bool = True
+    row_stride: int | None = None  # num_columns, or more where rows are parts of wider ones
+    target: str | None = None  # the only one that it is compiled for
     is_bare: bool = False  # logits and hidden states alone: every load is one of theirs
 
     def launches(self, warp_size: int) -> list[Launch]:
         """Everything that one call launches."""
-        teacher = on_meta(_NUM_TOKENS, self.num_columns, dtype=self.teacher)
-        return dense_kd.plan(self.inputs(), teacher, self.options(), warp_size)[0]
+        return dense_kd.plan(self.inputs(), self.rows(self.teacher), self.options(), warp_size)[0]
+
+    def rows(self, dtype: torch.dtype) -> Tensor:
+        """Logits of one side."""
+        width = self.row_stride or self.num_columns
+        return on_meta(_NUM_TOKENS, width, dtype=dtype)[:, : self.num_columns]
 
     def inputs(self) -> Inputs:
         """What all loss ops take, on torch's meta device."""
@@ -54,7 +61,7 @@ class Case:
 
         scales = [on_meta(_NUM_TOKENS, _NUM_POSITIONS, dtype=torch.float32)] * 2
         return Inputs(
-            student=on_meta(_NUM_TOKENS, self.num_columns, dtype=self.student),
+            student=self.rows(self.student),
             labels=unless_bare(_NUM_TOKENS, dtype=torch.int64),
             mask=unless_bare(_NUM_TOKENS, dtype=torch.bool),
             num_tokens=None,
@@ -120,8 +127,8 @@ _FLOAT32: dict[str, Any] = {
     "hidden": torch.float32,
 }
 _INT8_COSINE: dict[str, Any] = {"teacher_hidden": torch.int8, "distance": "cosine"}
-# Each kernel with the options that use most registers, at each entry of the launch table.
-CASES = (
+# Each kernel with the options that use most registers.
+COMPILED_BY_TESTS: tuple[Case, ...] = (
     Case("64 columns", 64),
     Case("28 intents, jsd", 32, "jsd", **_FLOAT32),
     Case("longest tile, jsd", 8192, "jsd"),
@@ -148,6 +155,7 @@ CASES = (
     Case("50,280, bare: no multiple of 16", 50280, is_bare=True),
     Case("128k, bare", 128256, "jsd", is_bare=True, **_FLOAT32),
     Case("XLM-R, bare", 250002, is_bare=True),
+    Case("32k, parts of odd rows, jeffreys", 32000, "jeffreys", row_stride=32001),
     SparseCase("60 columns, top-k", 60, **_FLOAT32),
     SparseCase("32k, top-k", 32000),
     SparseCase("128k, top-k, jeffreys, softcap", 128256, "jeffreys", softcap=30.0),
@@ -169,9 +177,9 @@ CASES = (
     SparseCase("XLM-R, top-k dropped, alpha_beta", 250002, "alpha_beta", tail="drop", softcap=30.0),
     SparseCase("XLM-R, sampled, one value a token", 250002, tail="sampled", reduction="none"),
     SparseCase("128k, packed", 128256, tail="packed"),
+    SparseCase("32k, top-k, parts of odd rows", 32000, row_stride=32001),
 )
 
-_COLUMNS = (16, 64, 256, 1024, 4096, 8192, 32000, 250002)
 _DIVERGENCES: tuple[dict[str, Any], ...] = (
     {"divergence": "forward_kl"},
     {"divergence": "reverse_kl"},
@@ -181,12 +189,12 @@ _DIVERGENCES: tuple[dict[str, Any], ...] = (
     {"divergence": "skew_reverse_kl"},
     {"divergence": "skew_forward_kl", "beta": 1.0},
     {"divergence": "tvd"},
-    {"divergence": "logit_mse"},
     {"divergence": "alpha_beta"},
     {"divergence": "alpha_beta", "alpha": 0.0},
     {"divergence": "alpha_beta", "beta": 0.0},
-    {"divergence": "alpha_beta", "beta": -0.3},
+    {"divergence": "alpha_beta", "alpha": 0.3, "beta": -0.3},
     {"divergence": "alpha_beta", "alpha": 0.0, "beta": 0.0},
+    {"divergence": "logit_mse"},  # last: not of sparse teachers
 )
 _DTYPES: tuple[dict[str, Any], ...] = (
     {},
@@ -194,21 +202,86 @@ _DTYPES: tuple[dict[str, Any], ...] = (
     {"teacher": torch.float32},
     {"student": torch.float16, "hidden": torch.float16},
 )
+_HIDDEN_STATES: tuple[dict[str, Any], ...] = (
+    {"teacher_hidden": torch.int8},
+    {"teacher_hidden": torch.bfloat16},
+    {"hidden": torch.float32},
+)
 _OTHERS: tuple[dict[str, Any], ...] = (
     {},
     {"softcap": 30.0},
-    {"temperature": 1.0},
+    {"distance": "cosine"},
+    {"reduction": "none"},
+    {"is_bare": True},
     {"has_gradient": False},
-    _INT8_COSINE,
+    {"temperature": 1.0},
 )
+_TILE_COLUMNS = 8192
+_TABLE_COLUMNS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, _TILE_COLUMNS, 32000)
+_SPARSE_TABLE_COLUMNS = (256, 512, 1024, 32000)
 
 
-def all_cases() -> Iterator[Case]:
-    """The full grid: table entries x divergences x dtypes x one other option at a time.
+def _each_configuration() -> Iterator[Case]:
+    """Every entry of the launch tables with other options in turn; long rows of each divergence."""
+    divergences = itertools.cycle(_DIVERGENCES)
+    sparse_divergences = itertools.cycle(_DIVERGENCES[:-1])
+    tails = itertools.cycle(("bucket", "uniform", "renormalize", "drop"))
+    others = itertools.cycle(_OTHERS)
+    float32 = {"student": torch.float32, "teacher": torch.float32}
+    for num_columns, hidden in itertools.product(_TABLE_COLUMNS, _HIDDEN_STATES):
+        for dtypes in ({}, float32) if num_columns > _TILE_COLUMNS else ({},):
+            yield _named(Case, num_columns, next(divergences) | next(others) | hidden | dtypes)
+    for fields in _DIVERGENCES:
+        yield _named(Case, 250002, fields)
+    for num_columns, hidden in itertools.product(_SPARSE_TABLE_COLUMNS, _HIDDEN_STATES):
+        for dtypes in ({}, float32):
+            fields = next(sparse_divergences) | next(others) | hidden | dtypes
+            yield _named(SparseCase, num_columns, fields | {"tail": next(tails)})
 
-    An interrupted run has seen every table entry and divergence with the first of the others.
+
+def _named(kind: type[Case], num_columns: int, fields: dict[str, Any]) -> Case:
+    words = " ".join(f"{key}={value}".replace("torch.", "") for key, value in fields.items())
+    op = "sparse_kd" if kind is SparseCase else "dense_kd"
+    return kind(f"{op} {num_columns} {words}", num_columns, **fields)
+
+
+# Those of the committed table, benchmarks/results/gates.
+CASES = (*COMPILED_BY_TESTS, *_each_configuration())
+
+_PAIRED: dict[str, Any] = {
+    "num_columns": (16, 64, 256, 1024, 4096, 8192, 32000, 50280, 250002),
+    "dtypes": _DTYPES,
+    "hidden": ({}, *_HIDDEN_STATES),
+    "distance": ({"distance": "mse"}, {"distance": "cosine"}),
+    "softcap": ({"softcap": 0.0}, {"softcap": 30.0}),
+    "temperature": ({"temperature": 2.0}, {"temperature": 1.0}),
+    "reduction": ({"reduction": "mean"}, {"reduction": "none"}),
+    "gradient": ({"has_gradient": True}, {"has_gradient": False}),
+    "bare": ({"is_bare": False}, {"is_bare": True}),
+}
+_SPARSE_PAIRED = _PAIRED | {"ids": ({"ids": torch.int32}, {"ids": torch.int64})}
+
+
+def paired_cases(targets: Sequence[str]) -> Iterator[Case]:
+    """Each pair of values of any two options, the target among them, in some case.
+
+    All combinations were 200,000 a target: they are too many to compile, and what spills does so
+    for one option more than the registers bear, or two.
     """
-    for *parts, num_columns in itertools.product(_OTHERS, _DTYPES, _DIVERGENCES, _COLUMNS):
-        fields = {name: value for part in reversed(parts) for name, value in part.items()}
-        name = " ".join(f"{key}={value}".replace("torch.", "") for key, value in fields.items())
-        yield Case(f"{num_columns} {name}", num_columns, **fields)
+
+    def tails(*names: str) -> list[dict[str, str]]:
+        return [{"tail": name} for name in names]
+
+    divergences = {"divergence": _DIVERGENCES}
+    sparse_divergences = {"divergence": _DIVERGENCES[:-1]}
+    kept = {"tail": tails("bucket", "uniform", "renormalize", "drop")}
+    for kind, options in (
+        (Case, divergences | _PAIRED),
+        (SparseCase, sparse_divergences | kept | _SPARSE_PAIRED),
+        (SparseCase, {"tail": tails("sampled", "packed")} | _SPARSE_PAIRED),
+    ):
+        for row in covering_rows(options | {"target": [{"target": name} for name in targets]}):
+            num_columns = row.pop("num_columns")
+            yield _named(
+                kind, num_columns, {k: v for part in row.values() for k, v in part.items()}
+            )

@@ -1,7 +1,7 @@
 """Compile gates: what every kernel costs on each target, found without a device.
 
-``python -m mkd_fast.kernels.gates`` compiles the launches that the tests check and prints a table;
-``--all`` takes every combination of divergence, dtypes and flags, ``--json`` prints for programs.
+``python -m mkd_fast.kernels.gates`` compiles the launches of benchmarks/results/gates and prints a table;
+``--all`` takes those in which every pair of options occurs, ``--json`` prints for programs.
 What has been compiled before is read from Triton's cache, so that an interrupted run goes on.
 The launches are planned as for real tensors, on torch's meta device, and handed to
 ``triton.compile``; registers, spills and shared memory are read from the binary. Run it without
@@ -29,7 +29,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mkd_fast.kernels.gate_cases import CASES, Case, all_cases
+from mkd_fast.kernels.gate_cases import CASES, Case, paired_cases
 from mkd_fast.kernels.launch import Launch
 from mkd_fast.kernels.scale import launch_of_scale
 
@@ -60,6 +60,8 @@ class Report:
         target: a key of ``TARGETS``.
         registers: a thread's (vector registers on gfx942).
         spill_bytes: of stack and local memory a thread; 0 where nothing is spilled.
+        scalar_spills: scalar registers that gfx942 keeps in lanes of vector registers, for want
+            of more: a move each way, no memory. 0 elsewhere.
         shared_bytes: of a block, static and dynamic.
         wide_loads, wide_stores: 16-byte accesses to global memory in the code.
         narrow_loads, narrow_stores: all others.
@@ -72,6 +74,7 @@ class Report:
     num_warps: int
     registers: int
     spill_bytes: int
+    scalar_spills: int
     shared_bytes: int
     wide_loads: int
     narrow_loads: int
@@ -134,7 +137,7 @@ def compile_launch(name: str, launch: Launch, target: str) -> Report:
         assembly, wide = compiled.asm["amdgcn"], "_dwordx4"
         usage = _amd_usage(assembly)
         loads, stores = r"\b(?:global|buffer)_load_\S+", r"\b(?:global|buffer)_store_\S+"
-    registers, spill_bytes, shared_bytes = usage
+    registers, spill_bytes, scalar_spills, shared_bytes = usage
     shared_bytes = max(shared_bytes, compiled.metadata.shared)
     (wide_loads, narrow_loads), (wide_stores, narrow_stores) = (
         _count(assembly, accesses, wide) for accesses in (loads, stores)
@@ -145,6 +148,7 @@ def compile_launch(name: str, launch: Launch, target: str) -> Report:
         num_warps=launch.num_warps,
         registers=registers,
         spill_bytes=spill_bytes,
+        scalar_spills=scalar_spills,
         shared_bytes=shared_bytes,
         wide_loads=wide_loads,
         narrow_loads=narrow_loads,
@@ -161,8 +165,8 @@ def _count(assembly: str, accesses: str, wide: str) -> tuple[int, int]:
     return num_wide, len(found) - num_wide
 
 
-def _nvidia_usage(cubin: bytes) -> tuple[int, int, int]:
-    """Registers, stack and local bytes, and static shared bytes of a kernel."""
+def _nvidia_usage(cubin: bytes) -> tuple[int, int, int, int]:
+    """Registers, stack and local bytes, no scalar spills, static shared bytes of a kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -171,11 +175,11 @@ def _nvidia_usage(cubin: bytes) -> tuple[int, int, int]:
             [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
         ).stdout
     usage = {key: int(number) for key, number in re.findall(r"\b([A-Z]+):(\d+)", listing)}
-    return usage["REG"], usage["STACK"] + usage["LOCAL"], usage["SHARED"]
+    return usage["REG"], usage["STACK"] + usage["LOCAL"], 0, usage["SHARED"]
 
 
-def _amd_usage(assembly: str) -> tuple[int, int, int]:
-    """Vector registers, scratch and spilled bytes, and static shared bytes of a kernel.
+def _amd_usage(assembly: str) -> tuple[int, int, int, int]:
+    """Vector registers, scratch and spilled bytes, scalar spills, static shared bytes of a kernel.
 
     Scalar registers spill into lanes of vector ones; what has no room there is in the scratch.
     """
@@ -186,7 +190,8 @@ def _amd_usage(assembly: str) -> tuple[int, int, int]:
         return int(found[1])
 
     spill_bytes = 4 * field("vgpr_spill_count") + field("private_segment_fixed_size")
-    return field("vgpr_count"), spill_bytes, field("group_segment_fixed_size")
+    scalar_spills, shared_bytes = field("sgpr_spill_count"), field("group_segment_fixed_size")
+    return field("vgpr_count"), spill_bytes, scalar_spills, shared_bytes
 
 
 def _occupancy(target: str, num_warps: int, registers: int, shared_bytes: int) -> float:
@@ -233,8 +238,8 @@ def _jobs(cases: Iterable[Case]) -> Iterator[tuple[Case, str, int]]:
     """What to compile: a case, its target, and which of its launches."""
     compiled = set()
     for case in cases:
-        for target, gpu in TARGETS.items():
-            for index, launch in enumerate(case.launches(gpu.warp_size)):
+        for target in TARGETS if case.target is None else (case.target,):
+            for index, launch in enumerate(case.launches(TARGETS[target].warp_size)):
                 key = (target, launch.kernel.__name__)
                 if launch.is_register_bound or key not in compiled:
                     compiled.add(key)
@@ -249,15 +254,18 @@ def _compile(job: tuple[Case, str, int]) -> Report:
 def main() -> None:
     """Print the table; exit with 1 if anything spills."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="the full grid: 80 minutes of a core")
+    parser.add_argument(
+        "--all", action="store_true", help="every pair of options: see gate_cases.py"
+    )
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N")
     arguments = parser.parse_args()
     has_spilled = False
     out = sys.stdout
     if not arguments.json:
-        out.write("target  warps  regs  spill  shared  16 B/other loads  stores  occupancy  case\n")
-    cases = all_cases() if arguments.all else CASES
+        out.write("target  warps  regs  spill  scalar  shared  16 B/other loads  stores")
+        out.write("  occupancy  case\n")
+    cases = paired_cases(tuple(TARGETS)) if arguments.all else CASES
     for report in reports(cases, arguments.processes):
         has_spilled |= report.spill_bytes > 0
         if arguments.json:
@@ -267,8 +275,8 @@ def main() -> None:
             stores = f"{report.wide_stores}/{report.narrow_stores}"
             out.write(
                 f"{report.target:7} {report.num_warps:5} {report.registers:5} "
-                f"{report.spill_bytes:6} {report.shared_bytes:7} {loads:>17} {stores:>7} "
-                f"{report.occupancy:10.0%}  {report.name}\n"
+                f"{report.spill_bytes:6} {report.scalar_spills:7} {report.shared_bytes:7} "
+                f"{loads:>17} {stores:>7} {report.occupancy:10.0%}  {report.name}\n"
             )
         out.flush()
     sys.exit(has_spilled)
