@@ -1,7 +1,7 @@
 """Compile gates: what every kernel costs on each target, found without a device.
 
-``python -m mkd_fast.kernels.gates`` compiles the launches of benchmarks/results/gates and prints a table;
-``--all`` takes those in which every pair of options occurs, ``--json`` prints for programs.
+``python -m mkd_fast.kernels.gates`` compiles the launches of benchmarks/results/gates and prints a
+table; ``--all`` takes those in which every pair of options occurs, ``--json`` prints for programs.
 What has been compiled before is read from Triton's cache, so that an interrupted run goes on.
 The launches are planned as for real tensors, on torch's meta device, and handed to
 ``triton.compile``; registers, spills and shared memory are read from the binary. Run it without
