@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mkd_fast.checks.wording import message, runtime_error, value_error
+from mkd_fast.checks.wording import not_negative as not_negative
 from mkd_fast.checks.wording import one_of as one_of
 from mkd_fast.checks.wording import positive as positive
 

@@ -62,6 +62,8 @@ class StudyConfig:
         curve_points: evaluations during a training, at steps that grow by a constant factor, the
             start not counted.
         curve_rows: development sentences of each, taken evenly from labels and languages.
+        max_train, max_dev, max_test: sentences a language at most, taken evenly from labels; 0
+            takes all. Fractions are of what is taken.
         vocabulary: "used" cuts the students' embeddings to the text's tokens, "all" keeps them.
         keep_students: write the trained students' model folders.
         layer_step_seconds: time of a training step a layer, for predictions before there is any
@@ -81,24 +83,32 @@ class StudyConfig:
     min_steps: int = 80
     curve_points: int = 8
     curve_rows: int = 200
+    max_train: int = 0
+    max_dev: int = 0
+    max_test: int = 0
     vocabulary: Literal["used", "all"] = "used"
     keep_students: bool = False
     layer_step_seconds: float = 0.02
 
     def __post_init__(self) -> None:
-        for key in ("starts", "objectives", "fractions", "seeds", "num_layers", "rates"):
-            values = getattr(self, key)
-            if not values or len(set(values)) < len(values):
-                raise checks.not_distinct(_PLACE, key, values)
+        self._check_lists()
         for depth in (self.depth, *self.depths):
             checks.one_of(_PLACE, "depth", depth, DEPTHS)
         if self.depth in self.depths or len(set(self.depths)) < len(self.depths):
             raise checks.depth_twice(_PLACE, self.depth, self.depths)
+        for key in ("probe_steps", "min_steps", "curve_points", "curve_rows", "layer_step_seconds"):
+            checks.positive(_PLACE, key, getattr(self, key))
+        for key in ("max_train", "max_dev", "max_test"):
+            checks.not_negative(_PLACE, key, getattr(self, key))
+
+    def _check_lists(self) -> None:
+        for key in ("starts", "objectives", "fractions", "seeds", "num_layers", "rates"):
+            values = getattr(self, key)
+            if not values or len(set(values)) < len(values):
+                raise checks.not_distinct(_PLACE, key, values)
         for fraction in self.fractions:
             if not 0.0 < fraction <= 1.0:
                 raise checks.bad_fraction(_PLACE, fraction)
-        for key in ("probe_steps", "min_steps", "curve_points", "curve_rows", "layer_step_seconds"):
-            checks.positive(_PLACE, key, getattr(self, key))
         for key in ("rates", "num_layers"):
             for value in getattr(self, key):
                 checks.positive(_PLACE, key, value)

@@ -38,7 +38,7 @@ from mkd_fast.study.grid import Cell, Probe, Sizes, cells, cost, probe_cost, pro
 from mkd_fast.study.measure import groups_by_language, headline
 from mkd_fast.study.pace import OutOfTimeError, Pace, shown_duration
 from mkd_fast.study.records import Row, Rows, key_of, only_process
-from mkd_fast.study.shared import Shared
+from mkd_fast.study.shared import Shared, limited
 from mkd_fast.train import corpus as corpora
 from mkd_fast.train.config import to_dict
 from mkd_fast.train.kinds import kind_of
@@ -116,7 +116,7 @@ def predict(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> S
         return Study(settings, time.monotonic(), None).state()
     reader = kind_of(settings.run_config()).read
     corpus = corpora.make(settings.data, settings.run.seed, read=reader)
-    sizes = Sizes.of(corpus)
+    sizes = Sizes.of(limited(corpus, settings.study))
     grid = cells(settings, sizes)
     work = sum(cost(cell, settings, sizes) for cell in grid)
     work += sum(probe_cost(settings, sizes) for _ in probes(grid, settings))

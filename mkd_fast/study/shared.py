@@ -17,12 +17,13 @@ from mkd_fast.data.splits import balanced_order
 from mkd_fast.files import read_json, write_json
 from mkd_fast.layer_list import find_layer_list, layers_of
 from mkd_fast.student import TokenMap, copy_init
-from mkd_fast.study.config import StudyRecipe
+from mkd_fast.study.config import StudyConfig, StudyRecipe
 from mkd_fast.study.grid import Sizes
 from mkd_fast.teacher.cache.manifest import MANIFEST
 from mkd_fast.teacher.pretrained import resolve_model
 from mkd_fast.train import models
 from mkd_fast.train.classification import Classification
+from mkd_fast.train.corpus import Corpus
 from mkd_fast.train.kinds import kind_of
 from mkd_fast.train.run import COPIED, Run
 
@@ -42,6 +43,29 @@ class Part:
         return len(self.text)
 
 
+def limited(corpus: Corpus, study: StudyConfig) -> Corpus:
+    """The part of the text that a study takes."""
+    return replace(
+        corpus,
+        train=_limited(corpus.train, study.max_train),
+        dev=_limited(corpus.dev, study.max_dev),
+        test=_limited(corpus.test, study.max_test),
+    )
+
+
+def _limited(text: Text | None, most: int) -> LabelledText | TaggedText:
+    """At most so many sentences of each language, in the order of the text."""
+    assert isinstance(text, (LabelledText, TaggedText)), "the recipe names it, with labels"
+    if not most:
+        return text
+    left, kept = dict.fromkeys(text.languages_present, most), []
+    for row in balanced_order(text.strata, text.languages, seed=0):
+        if left[text.languages[row]]:
+            left[text.languages[row]] -= 1
+            kept.append(row)
+    return text.select(sorted(kept))
+
+
 class Shared(Run):
     """The shared work of a study, in the folder ``shared`` of the study's own."""
 
@@ -56,6 +80,11 @@ class Shared(Run):
         self.num_teacher_layers = len(layers_of(teacher, find_layer_list("study", teacher)))
         every = tuple(range(self.num_teacher_layers))
         super().__init__(replace(config, student=replace(config.student, depth=every)))
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The text, as much as the study takes."""
+        return limited(super().corpus, self.recipe.study)
 
     @staticmethod
     def is_made(folder: Path) -> bool:

@@ -139,7 +139,6 @@ class Run:
     @cached_property
     def layer_changes(self) -> tuple[float, ...]:
         """How much each of the teacher's layers does to training text."""
-        settings = self.config.student
         path = self.folder / "layer_scores.json"
         if (found := read_json(path)) is None:
             teacher = models.to_device(self._loaded(self.teacher_folder), self.device)

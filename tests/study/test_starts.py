@@ -1,6 +1,7 @@
 """What students start as, and what they are trained with."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from mkd_fast.study.config import OBJECTIVES, STARTS, load
 from mkd_fast.study.grid import Cell, curve_steps
 from mkd_fast.study.measure import measure
 from mkd_fast.study.objectives import SomeSteps, spec_of, task_of
-from mkd_fast.study.shared import Shared
+from mkd_fast.study.shared import Shared, limited
 from mkd_fast.study.starts import build
 from mkd_fast.teacher import pretrained
 from mkd_fast.train import models
@@ -239,3 +240,16 @@ def test_logits_that_are_not_finite_are_told(shared):
         model.classifier.bias[0] = math.nan
     with pytest.raises(FloatingPointError, match="a student's logits must be finite"):
         measure(model, shared.test_part, shared)
+
+
+def test_a_study_takes_as_many_sentences_of_a_language_as_it_asks_for(shared):
+    corpus = Shared(shared.recipe).corpus
+    study = replace(shared.recipe.study, max_train=6, max_test=3)
+    less = limited(corpus, study)
+    for part, most in ((less.train, 6), (less.test, 3)):
+        counts = Counter(part.languages)
+        assert set(counts.values()) == {most}
+        of_cells = Counter(zip(part.languages, part.labels, strict=True))
+        assert set(of_cells.values()) == {most // 3}  # of three labels
+    assert less.dev == corpus.dev
+    assert limited(corpus, study) == less
