@@ -23,19 +23,24 @@
 
 namespace mkd::MKD_ISA {
 
+// Columns whose exponentials refer to the same logits: what there is to do once a block, reductions
+// across registers above all, costs 4 % where blocks have 1,024.
+constexpr int kLongBlock = 2048;
+
 // Columns [first, last) of rows, whose exponentials are kept in `storage`.
 template <Label kLabel>
 class LongRows {
  public:
   LongRows(const KD& op, int64_t first, int64_t last, std::vector<float>& storage)
       : op(op), sweeps(op), first(first), last(last) {
-    const int64_t most_blocks = (last - first) / kBlock + 2;  // the first and last may be short
+    const int64_t most_blocks = (last - first) / kLongBlock + 2;  // the first and last may be short
     references.resize(most_blocks);
-    storage.resize(kArrays * most_blocks * kBlock + kAlignment);
+    const int64_t size = most_blocks * kLongBlock + kApart;
+    storage.resize(kArrays * size + kAlignment);
     const auto address = reinterpret_cast<uintptr_t>(storage.data());
     e_s = storage.data() + (-address % (kAlignment * sizeof(float))) / sizeof(float);
-    e_t = e_s + most_blocks * kBlock;
-    e_own = e_t + most_blocks * kBlock;
+    e_t = e_s + size;
+    e_own = e_t + size;
   }
 
   // First sweep: the sums, and the exponentials for the last one. They refer to stored logits.
@@ -83,19 +88,18 @@ class LongRows {
   // Last sweep, over what the first one has kept.
   void write_gradient(int64_t n, const RowSums& all_sums, const RowFactors& factors) {
     sums = all_sums;
-    using Nothing = KL<false, false>;
     const bool without_kd = op.kd_weight == 0.0, without_label = sweeps.label_weight == 0.0;
     with_types([&](auto s, auto t) {
       using S = decltype(s);
       using Order = OrderOf<S, decltype(t)>;
       if (without_kd && without_label) {
-        write_gradient<S, Order, Nothing, Label::kNone>(n, factors);
+        write_gradient<S, Order, false, Label::kNone>(n, factors);
       } else if (without_kd) {
-        write_gradient<S, Order, Nothing, kLabel>(n, factors);
+        write_gradient<S, Order, false, kLabel>(n, factors);
       } else if (without_label) {
-        write_gradient<S, Order, D, Label::kNone>(n, factors);
+        write_gradient<S, Order, true, Label::kNone>(n, factors);
       } else {
-        write_gradient<S, Order, D, kLabel>(n, factors);
+        write_gradient<S, Order, true, kLabel>(n, factors);
       }
     });
     if (last == op.num_columns) clear_padding(op, op.grad.row(n));
@@ -105,6 +109,9 @@ class LongRows {
   using D = KL<true, false>;
   static constexpr int kArrays = kLabel == Label::kOwn ? 3 : 2;
   static constexpr size_t kAlignment = 16;  // floats
+  // More floats than there are in one kept array: arrays whole pages apart share the lines of a
+  // cache, and at V = 250,002 that took a third longer.
+  static constexpr int64_t kApart = 17 * kAlignment;
   // In powers of two, and within the error budget: the error of an exponential grows with t.
   static constexpr double kMostRise = 3.0;
   // Of c, whose rounding leaves the largest exponent within 1/16 of 0.
@@ -162,10 +169,12 @@ class LongRows {
               [&](auto s) { with_type(op.teacher.dtype, [&](auto t) { act(s, t); }); });
   }
 
-  // Block b begins at a column, and its exponentials lie at b * kBlock.
-  int64_t num_blocks() const { return (head > 0) + (last - first - head + kBlock - 1) / kBlock; }
+  // Block b begins at a column, and its exponentials lie at b * kLongBlock.
+  int64_t num_blocks() const {
+    return (head > 0) + (last - first - head + kLongBlock - 1) / kLongBlock;
+  }
   int64_t begin_of(int64_t b) const {
-    return first + (b == 0 ? 0 : head + (b - (head > 0)) * kBlock);
+    return first + (b == 0 ? 0 : head + (b - (head > 0)) * kLongBlock);
   }
   int size_of(int64_t b) const {
     return static_cast<int>(std::min(begin_of(b + 1), last) - begin_of(b));
@@ -187,7 +196,7 @@ class LongRows {
           references[b] = {Sweeps<D>::reference(sums.max_s), Sweeps<D>::reference(sums.max_t)};
       BlockSums<kLabel> block;
       for (int i = 0; i < size; i += kRun) {
-        add_run(s + i, t + i, std::min(kRun, size - i), b * kBlock + i, reference, block);
+        add_run(s + i, t + i, std::min(kRun, size - i), b * kLongBlock + i, reference, block);
       }
       const float most_s = std::max(largest(block.most_s), sums.max_s);
       const float most_t = std::max(largest(block.most_t), sums.max_t);
@@ -244,9 +253,10 @@ class LongRows {
     block.cross.add(run.cross);
   }
 
-  // What the kept exponentials of a block are multiplied by, and its label's place, if it has one.
-  struct BlockFactors : RowFactors {
-    float ce;
+  // What the kept exponentials of a block are multiplied by for the kd gradient, and those of the
+  // cross-entropy for its own; the label's place, if it is in the block.
+  struct BlockFactors {
+    float s, t, ce;
     int64_t label;
   };
 
@@ -256,28 +266,31 @@ class LongRows {
     return static_cast<float>(::exp2(-std::max(0.0, fall(exponent, from, to))));
   }
 
-  // GradientD and kUsed leave out what has no weight.
-  template <class X, class Order, class GradientD, Label kUsed>
+  // kHasKD and kUsed leave out what has no weight.
+  template <class X, class Order, bool kHasKD, Label kUsed>
   void write_gradient(int64_t n, const RowFactors& row) {
     X* const grad = reinterpret_cast<X*>(op.grad.row(n));
-    const float ce_weight = sweeps.ce_factor(kUsed, sums);
     const int64_t column = kUsed == Label::kNone ? -1 : op.labels(n);
     for (int64_t b = num_blocks() - 1; b >= 0; --b) {
       const Reference from = references[b];
-      BlockFactors factors{row, ce_weight, column - begin_of(b)};
-      factors.inverse_z_s *= rest_of(exponent_s, from.s, sums.max_s);
-      factors.inverse_z_t *= rest_of(exponent_t, from.t, sums.max_t);
-      if constexpr (kUsed == Label::kOwn) factors.ce *= rest_of(exponent_own, from.s, sums.max_s);
-      write_block<Order, GradientD, kUsed>(b, grad + begin_of(b), factors);
+      const float rest_s = rest_of(exponent_s, from.s, sums.max_s);
+      const float rest_t = rest_of(exponent_t, from.t, sums.max_t);
+      float ce = static_cast<float>(sweeps.label_weight / sums.z_ce);
+      ce *= kUsed == Label::kOwn ? rest_of(exponent_own, from.s, sums.max_s) : rest_s;
+      if constexpr (kUsed == Label::kSquare) ce *= rest_s;
+      write_block<Order, kHasKD, kUsed>(
+          b, grad + begin_of(b),
+          {row.weight * row.inverse_z_s * rest_s, row.weight * row.inverse_z_t * rest_t, ce,
+           column - begin_of(b)});
     }
   }
 
-  template <class Order, class GradientD, Label kUsed, class X>
+  template <class Order, bool kHasKD, Label kUsed, class X>
   void write_block(int64_t b, X* grad, const BlockFactors& factors) const {
-    const int64_t at = b * kBlock;
+    const int64_t at = b * kLongBlock;
     const auto gradient = [&](int i) {
-      Pair pair{gradient_register<GradientD, kUsed>(at + i, factors),
-                gradient_register<GradientD, kUsed>(at + i + Vec::kLanes, factors)};
+      Pair pair{gradient_register<kHasKD, kUsed>(at + i, factors),
+                gradient_register<kHasKD, kUsed>(at + i + Vec::kLanes, factors)};
       if (i <= factors.label && factors.label < i + kPair) [[unlikely]] {
         take_off_label(pair, Order::lane_of(static_cast<int>(factors.label) - i));
       }
@@ -293,13 +306,16 @@ class LongRows {
     if (i < size) store_pair(Order{}, grad + i, gradient(i), size - i);
   }
 
-  template <class GradientD, Label kUsed>
+  // The kd part is exactly 0 where p and q are equal.
+  template <bool kHasKD, Label kUsed>
   [[gnu::always_inline]] Vec gradient_register(int64_t at, const BlockFactors& factors) const {
-    const Vec x_s = load(e_s + at), x_t = load(e_t + at);
-    Vec q;
-    const Vec result = GradientD::gradient(factors, x_s, x_t, q);
-    if constexpr (kUsed == Label::kOwn) return fma(load(e_own + at), all(factors.ce), result);
-    return Sweeps<D>::template with_label<kUsed>(result, q, factors.ce);
+    const Vec x_s = load(e_s + at), x_t = load(e_t + at), ce = all(factors.ce);
+    Vec result = all(0.0f);
+    if constexpr (kHasKD) result = x_s * all(factors.s) - x_t * all(factors.t);
+    if constexpr (kUsed == Label::kSame) return fma(x_s, ce, result);
+    if constexpr (kUsed == Label::kSquare) return fma(x_s * ce, x_s, result);
+    if constexpr (kUsed == Label::kOwn) return fma(load(e_own + at), ce, result);
+    return result;
   }
 
   void take_off_label(Pair& pair, int lane) const {

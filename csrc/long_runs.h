@@ -42,6 +42,8 @@ struct BlockSums {
 // belongs to the row would be read again after each store.
 template <Label kLabel>
 struct Run {
+  static constexpr int kExponentials = kLabel == Label::kOwn ? 3 : 2;
+
   const Exponent exponent_s, exponent_t, exponent_own;
   const Vec operand_s, operand_t, operand_own;
   float *const e_s, *const e_t, *const e_own;
@@ -53,19 +55,22 @@ struct Run {
     most_s = max(s, most_s);  // a NaN is passed over here, and found in the sums
     most_t = max(t, most_t);
     const Vec t_s = exponent_s(s, operand_s), t_t = exponent_t(t, operand_t);
-    const Vec x_s = exp2(t_s), x_t = exp2(t_t);
-    store(e_s + i, x_s);
-    store(e_t + i, x_t);
-    z_s = z_s + x_s;
-    z_t = z_t + x_t;
-    if constexpr (kLabel == Label::kSquare) z_ce = fma(x_s, x_s, z_ce);
+    Vec x[kExponentials];
+    Mask counts[kExponentials];
     if constexpr (kLabel == Label::kOwn) {
-      const Vec x_own = exp2(exponent_own(s, operand_own));
-      store(e_own + i, x_own);
-      z_ce = z_ce + x_own;
+      exp2({t_s, t_t, exponent_own(s, operand_own)}, x, counts);
+      store(e_own + i, x[2]);
+      z_ce = z_ce + x[2];
+    } else {
+      exp2({t_s, t_t}, x, counts);
+      if constexpr (kLabel == Label::kSquare) z_ce = fma(x[0], x[0], z_ce);
     }
+    store(e_s + i, x[0]);
+    store(e_t + i, x[1]);
+    z_s = z_s + x[0];
+    z_t = z_t + x[1];
     // An event of probability 0 contributes 0, though its logarithm is infinite.
-    cross = fma(x_t, where(above(x_t, all(0.0f)), t_t - t_s), cross);
+    cross = fma(x[1], where(counts[1], t_t - t_s), cross);
   }
 
   [[gnu::always_inline]] void add(int i, const Pair& s, const Pair& t) {

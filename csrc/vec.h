@@ -20,7 +20,9 @@
 //                              int8_t is only loaded
 //   stream                     an aligned store past the caches; finish_streams() after the last
 //   load_even_odd, store_even_odd   of 2 kLanes BFloat16, those at even places and the others;
-//                              what is stored is rounded to nearest even and must not be NaN
+//                              what is stored is rounded to nearest, ties away from 0 (one
+//                              instruction instead of three, for one float in 65,536), and must
+//                              not be NaN
 #pragma once
 
 #include <cstdint>
@@ -30,6 +32,7 @@
 namespace mkd::MKD_ISA {
 constexpr int32_t kSqrtHalfBits = 0x3f3504f3;  // of sqrt(1/2) as a float
 constexpr int32_t kUpperHalf = -0x10000;       // of 32 bits
+constexpr int32_t kHalfOfLower = 0x8000;       // what rounds the lower ones off
 }  // namespace mkd::MKD_ISA
 
 #if defined(MKD_ISA_AVX512)
@@ -43,21 +46,45 @@ constexpr int32_t kUpperHalf = -0x10000;       // of 32 bits
 namespace mkd::MKD_ISA {
 
 // (2^f - 1) / f for f in [-1/2, 1/2]; its relative error is below 5e-9.
-inline Vec slope_of_exp2(Vec f) {
-  Vec r = fma(all(0.0001534581242594868f), f, all(0.0013399930903688073f));
-  r = fma(r, f, all(0.009618489071726799f));
-  r = fma(r, f, all(0.05550328642129898f));
-  r = fma(r, f, all(0.24022646248340607f));
-  return fma(r, f, all(0.6931471824645996f));
+template <int kCount>
+[[gnu::always_inline]] inline void slopes_of_exp2(const Vec (&f)[kCount], Vec (&r)[kCount]) {
+  constexpr float kFactors[] = {0.0013399930903688073f, 0.009618489071726799f, 0.05550328642129898f,
+                                0.24022646248340607f, 0.6931471824645996f};
+  for (int k = 0; k < kCount; ++k) r[k] = all(0.0001534581242594868f);
+  for (const float factor : kFactors) {
+    for (int k = 0; k < kCount; ++k) r[k] = fma(r[k], f[k], all(factor));
+  }
 }
 
-// 2^t for t <= 127, within 1 ulp. Results below 2^-126 are 0, so that no denormal number, which
-// costs some machines a hundred cycles, gets into a sum; 2^-inf = 0, and NaN stays NaN.
+inline Vec slope_of_exp2(Vec f) {
+  Vec r[1];
+  slopes_of_exp2({f}, r);
+  return r[0];
+}
+
+// 2^t of a few registers, for t <= 127, within 1 ulp. Results below 2^-126 are 0, so that no
+// denormal number, which costs some machines a hundred cycles, gets into a sum; 2^-inf = 0, and NaN
+// stays NaN. `counts` tells which are not such a 0.
+//
+// Step by step in all of them: each step of one waits for the step before it, and a processor does
+// not look far enough ahead to find the next register's.
+template <int kCount>
+[[gnu::always_inline]] inline void exp2(const Vec (&t)[kCount], Vec (&x)[kCount],
+                                        Mask (&counts)[kCount]) {
+  Vec n[kCount], f[kCount];
+  for (int k = 0; k < kCount; ++k) n[k] = nearest_integer(t[k]);
+  for (int k = 0; k < kCount; ++k) f[k] = t[k] - n[k];  // exact
+  for (int k = 0; k < kCount; ++k) counts[k] = not_below(t[k], all(-126.0f));
+  slopes_of_exp2(f, x);
+  for (int k = 0; k < kCount; ++k) x[k] = fma(x[k], f[k], all(1.0f));
+  for (int k = 0; k < kCount; ++k) x[k] = where(counts[k], times_power_of_two(x[k], n[k]));
+}
+
 inline Vec exp2(Vec t) {
-  const Vec n = nearest_integer(t);
-  const Vec f = t - n;  // exact
-  const Vec r = fma(slope_of_exp2(f), f, all(1.0f));
-  return where(not_below(t, all(-126.0f)), times_power_of_two(r, n));
+  Vec x[1];
+  Mask counts[1];
+  exp2({t}, x, counts);
+  return x[0];
 }
 
 // 2^t - 1 for t held within [-126, 127], as exact in relative terms as t nears 0.

@@ -151,9 +151,7 @@ inline void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
   odd = {_mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(kUpperHalf)))};
 }
 inline __m256i upper_half_rounded(Vec a) {
-  const __m256i bits = _mm256_castps_si256(a.v);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  return _mm256_add_epi32(_mm256_castps_si256(a.v), _mm256_set1_epi32(kHalfOfLower));
 }
 inline void store_even_odd(BFloat16* p, Vec even, Vec odd, bool past_caches) {
   const __m256i low = _mm256_srli_epi32(upper_half_rounded(even), 16);

@@ -139,10 +139,7 @@ inline void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
   odd = {_mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(kUpperHalf)))};
 }
 inline __m512i upper_half_rounded(Vec a) {
-  const __m512i bits = _mm512_castps_si512(a.v);
-  const __m512i half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
-  const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
-  return _mm512_mask_add_epi32(half, is_odd, half, _mm512_set1_epi32(1));
+  return _mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_set1_epi32(kHalfOfLower));
 }
 inline void store_even_odd(BFloat16* p, Vec even, Vec odd, bool past_caches) {
   const __m512i low = _mm512_srli_epi32(upper_half_rounded(even), 16);

@@ -125,10 +125,7 @@ inline void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
   even = {(Floats)(x << 16)};
   odd = {(Floats)(x & kUpperHalf)};
 }
-inline Ints upper_half_rounded(Vec a) {
-  const Ints bits = (Ints)a.v;
-  return bits + ((bits >> 16) & 1) + 0x7fff;
-}
+inline Ints upper_half_rounded(Vec a) { return (Ints)a.v + kHalfOfLower; }
 inline void store_even_odd(BFloat16* p, Vec even, Vec odd, bool) {
   const Ints low = (upper_half_rounded(even) >> 16) & 0xffff;
   const Ints both = low | (upper_half_rounded(odd) & kUpperHalf);
