@@ -15,15 +15,14 @@ static bool is_plain_forward_kl(const KD& op) {
   return op.divergence == Divergence::kForwardKL && op.softcap == 0.0 && op.teacher_softcap == 0.0;
 }
 
-// long_rows.h looks for the largest logits before they are scaled.
+// short_rows.h and long_rows.h look for the largest logits before they are scaled.
 static bool keeps_order(const KD& op) {
   return op.logit_scale > 0.0 && op.teacher_logit_scale > 0.0;
 }
 
 static void dense_logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  if (!is_plain_forward_kl(op)) return logits_rows(op, begin, end, terms);
+  if (!is_plain_forward_kl(op) || !keeps_order(op)) return logits_rows(op, begin, end, terms);
   if (op.num_columns <= kShortColumns) return short_rows(op, begin, end, terms);
-  if (!keeps_order(op)) return logits_rows(op, begin, end, terms);
   long_rows(op, begin, end, terms);
 }
 
