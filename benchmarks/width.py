@@ -11,7 +11,7 @@ import argparse
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +257,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="a random model: shows that it runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--steps", type=int, help="of distillation; 0: only where students start")
     given = parser.parse_args()
+    setting = tiny() if given.tiny else real()
+    ways = WAYS
+    if given.steps is not None:
+        setting = replace(setting, size=replace(setting.size, num_steps=given.steps))
+        ways = tuple(replace(way, is_trained=way.is_trained and given.steps > 0) for way in WAYS)
     rows: list[Row] = []
-    for row in measure(tiny() if given.tiny else real()):
+    for row in measure(setting, ways):
         rows.append(row)
         print(write(rows, given.out))
 
