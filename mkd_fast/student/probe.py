@@ -50,7 +50,7 @@ def build_probe(like: PreTrainedModel, sizes: Sizes, **settings: object) -> PreT
         setattr(config, name, value)
     sizes.write(config)
     config.vocab_size, config.pad_token_id, config.use_cache = _VOCABULARY, 0, False
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(0)
         probe: PreTrainedModel = type(like)(config).double().eval()

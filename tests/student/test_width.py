@@ -6,6 +6,7 @@ import re
 import pytest
 import student_families as families
 import torch
+import transformers as hf
 from budget import assert_within_budget
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -280,5 +281,18 @@ def test_a_family_with_units_bound_to_their_place_is_refused(family):
         "a teacher that is made narrower must do the same with its units in another order, got "
         f"{type(teacher).__name__}, whose residual units are bound to their place.",
         teacher,
+        hidden_size=12,
+    )
+
+
+def test_a_family_whose_units_are_not_found_is_refused():
+    experts = hf.MixtralForCausalLM(
+        hf.MixtralConfig(**families.GROUPED, num_local_experts=2, num_experts_per_tok=1)
+    )
+    refuse("got MixtralForCausalLM, whose feed-forward units", experts, hidden_size=12)
+    refuse(
+        "the config of a teacher that is made narrower must say hidden_size, num_attention_heads "
+        "and intermediate_size, got Gemma3ForConditionalGeneration without hidden_size",
+        families.make_multimodal(),
         hidden_size=12,
     )
