@@ -30,12 +30,13 @@ def number_out_of_range(argument: str, value: int, largest: int) -> ValueError:
 def hidden_is_not_heads(hidden_size: int, head_dim: int) -> ValueError:
     """A hidden size that cuts a head."""
     below = hidden_size // head_dim * head_dim
+    fitting = " or ".join(str(size) for size in (below, below + head_dim) if size)
     return value_error(
         "copy_init",
         f"hidden_size must be a multiple of {head_dim}, the length of a head, for this family has "
         "no head_dim of its own",
         f"{hidden_size}",
-        f"Pass {max(below, head_dim)} or {below + head_dim}.",
+        f"Pass {fitting}.",
     )
 
 

@@ -42,6 +42,6 @@ def test_standardised_is_the_norm_without_gain_and_bias(module):
 def test_a_norm_that_scales_in_a_way_of_its_own_is_refused():
     model = nn.ModuleDict({"mine": Exponential()})
     with pytest.raises(
-        ValueError, match="^copy_init: .*whose norm mine scales in a way of its own"
+        ValueError, match=r"^copy_init: .*whose norm mine scales in a way of its own"
     ):
         norms_of(model, ("mine",))
