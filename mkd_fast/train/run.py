@@ -22,14 +22,7 @@ from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.files import read_json, write_json
 from mkd_fast.layer_list import find_layer_list
 from mkd_fast.losses import LossSpec
-from mkd_fast.student import (
-    TokenMap,
-    check_same_splits,
-    copy_with_report,
-    scratch_like,
-    token_ids_of_text,
-    trim_tokenizer,
-)
+from mkd_fast.student import TokenMap, scratch_like
 from mkd_fast.student.importance import layer_changes
 from mkd_fast.student.layers import keep_layers
 from mkd_fast.student.report import summary_of
@@ -46,6 +39,7 @@ from mkd_fast.teacher.repair import repair
 from mkd_fast.train import corpus as corpora
 from mkd_fast.train import models
 from mkd_fast.train.config import Config, OptimConfig
+from mkd_fast.train.copying import copied_student, trimmed_tokenizer
 from mkd_fast.train.device import choose_device
 from mkd_fast.train.finetune import FinetunedTeacher, finetuned_teacher
 from mkd_fast.train.folder import claim_folder
@@ -54,7 +48,7 @@ from mkd_fast.train.loop import FitResult, Task, fit
 from mkd_fast.train.task_kinds import Examined, Teaching
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from mkd_fast.teacher.streamed import StreamedTeacher
 
@@ -268,22 +262,16 @@ class Run:
         folder = self.folder / COPIED
         if folder.exists():
             return folder
-        teacher = self._loaded(self.teacher_folder)
         tokenizer = models.load_tokenizer(self.teacher_folder)
         token_map = None
         if self.config.student.vocabulary == "used":
-            tokenizer, token_map = self._trimmed(tokenizer)
-        keep = None if token_map is None else token_map.keep_token_ids
-        settings = self.config.student
-        student, report = copy_with_report(
-            teacher,
+            tokenizer, token_map = trimmed_tokenizer(tokenizer, self.corpus, self.config)
+        student, report = copied_student(
+            self._loaded(self.teacher_folder),
             self.kept_layers,
-            hidden_size=settings.hidden_size or None,
-            keep_token_ids=keep,
-            calibration=None if settings.width == "uniform" else self._calibration,
-            num_heads=settings.num_heads or None,
-            intermediate_size=settings.intermediate_size or None,
-            width=settings.width,
+            self.config.student,
+            token_map,
+            None if self.config.student.width == "uniform" else self._calibration,
         )
         report = replace(report, layer_scores=self.layer_scores)
         origins = {ORIGINS: report.to_markdown()}
@@ -301,25 +289,6 @@ class Run:
     def origins(self) -> str:
         """Where the copied student came from, in short."""
         return summary_of((self.copied / ORIGINS).read_text(encoding="utf-8"))
-
-    def _trimmed(
-        self, full: "PreTrainedTokenizerFast"
-    ) -> tuple["PreTrainedTokenizerFast", TokenMap]:
-        """The teacher's tokenizer cut to the text in use, and the map of its token ids."""
-        data, corpus = self.config.data, self.corpus
-        if corpus.unseen and data.source != "home_intents" and not data.vocabulary_text:
-            progress.say(
-                "student: WARNING, its vocabulary is that of the training text, which may "
-                f"lack words of {' '.join(corpus.unseen)}; name text in them in "
-                'data.vocabulary_text, or set student.vocabulary = "all"'
-            )
-        texts = (*corpus.train.texts, *corpus.vocabulary_text)
-        each_once = dict.fromkeys(data.text_prefix + text for text in texts)
-        coverage = self.config.student.coverage
-        tokenizer, token_map = trim_tokenizer(full, token_ids_of_text(each_once, full, coverage))
-        if coverage == 1.0:
-            check_same_splits(full, tokenizer, each_once)
-        return tokenizer, token_map
 
     @cached_property
     def token_map(self) -> TokenMap | None:
