@@ -36,6 +36,8 @@ from mkd_fast.train.tasks import DistillTask, LabelTask
 ORIGIN = Fingerprints(teacher="benchmark")
 _SPEC = LossSpec(temperature=2.0, ce_weight=0.5, hidden_weight=1.0)
 _NUM_LABELS = 29
+# A capture of seconds has several shards, as one of hours does: they are written meanwhile.
+_CAPTURE_SHARD_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,9 @@ def _capture_of(
             torch.cuda.synchronize()
 
     captures = {
-        kind: partial(bench.captured, name, model, batches, **options)
+        kind: partial(
+            bench.captured, name, model, batches, shard_bytes=_CAPTURE_SHARD_BYTES, **options
+        )
         for kind, options in kinds.items()
     }
     seconds = _interleaved({"bare": bare, **captures}, bench.size.num_rounds)
