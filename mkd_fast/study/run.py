@@ -11,12 +11,14 @@ In the study's folder:
     shared/         text, the teacher's outputs, copies
 
 A key is the sha256 of all that decides a row. A row whose key the grid does not have (any more)
-stays where it is, and counts as stale.
+stays where it is, and counts as stale. Rows of another machine may be put beside those that are
+here: where the teacher was fine-tuned anew, each row says by its bits which one it had.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -151,10 +153,15 @@ class Study:
         )
         self._pace = Pace(recipe, self.shared.sizes, started, budget_seconds)
         self._pace.learn(self.cells, self.probes)
-        self._origin: Row = {
+
+    @cached_property
+    def _origin(self) -> Row:
+        """Where a row of this call comes from."""
+        return {
             "commit": source_commit(),
             "versions": environment()["versions"],
             "device": device_name(self.shared.device),
+            "teacher": self.shared.teacher_fingerprint,
         }
 
     def run(self) -> None:

@@ -182,8 +182,12 @@ class Shared(Run):
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """What identifies the text, the teacher and the students' vocabulary."""
-        corpus = self.corpus
+        """What identifies the text, the teacher and the students' vocabulary.
+
+        A teacher that was fine-tuned here is known by all that it was made of, not by its bits:
+        another machine's differ in rounding, and rows of both are of one study.
+        """
+        corpus, finetuned = self.corpus, self.finetuned
         assert corpus.dev is not None, "the recipe names it"
         return {
             "train": corpus.train.fingerprint,
@@ -191,8 +195,13 @@ class Shared(Run):
             "test": corpus.test.fingerprint,
             "tokens": self.train_part.tokens.fingerprint,
             "test_tokens": self.test_part.tokens.fingerprint,
-            "teacher": str(self.cache.manifest.plan.fingerprints.teacher),
+            "teacher": self.teacher_fingerprint if finetuned is None else finetuned.home.name,
         }
+
+    @property
+    def teacher_fingerprint(self) -> str:
+        """What identifies the teacher's weights, bit for bit."""
+        return str(self.cache.manifest.plan.fingerprints.teacher)
 
     def teacher_parts(self) -> tuple["PreTrainedModel", Part, Part]:
         """The fine-tuned teacher itself, and curve and test text in its own token ids."""
