@@ -54,15 +54,24 @@ def measured(root: Path) -> list[Path]:
 
 
 def _performance(root: Path) -> Iterator[str]:
-    """A plot and a table for each op, under their device's name."""
-    device = None
+    """A plot and a table for each op on one device, and where those of the others lie.
+
+    The device is the one on which most ops were measured; of several, the last by name.
+    """
+    of_folder: dict[Path, list[Path]] = {}
     for path in measured(root):
+        of_folder.setdefault(path.parent, []).append(path)
+    shown = max(of_folder, key=lambda folder: (len(of_folder[folder]), folder.name))
+    for number, path in enumerate(of_folder.pop(shown)):
         rows = results.read_rows(path)
-        if rows[0]["device"] != device:
-            device = rows[0]["device"]
+        device = rows[0]["device"]
+        if number == 0:
             yield f"**{device}**, torch {rows[0]['torch']}"
         yield f"![{rows[0]['op']} on {device}]({path.relative_to(root).with_suffix('.svg')})"
         yield report.summary(rows)
+    if of_folder:
+        links = (f"[{folder.name}]({folder.relative_to(root)})" for folder in of_folder)
+        yield f"Measured on other machines, some by older code: {', '.join(links)}."
 
 
 def main() -> None:

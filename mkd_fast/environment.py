@@ -18,11 +18,25 @@ def device_name(device: torch.device) -> str:
     """The processor's model, never the host's name; a CPU with its instructions and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    model = models[0].strip() if models else platform.processor() or platform.machine()
+    path = Path("/proc/cpuinfo")
+    model = cpu_model(path.read_text() if path.exists() else "")
     capability = "" if ops.missing_kernels("cpu") else f" {torch.ops.mkd_fast.cpu_capability()}"
     return f"CPU {model}{capability} {torch.get_num_threads()} threads"
+
+
+def cpu_model(cpuinfo: str) -> str:
+    """The processor by its name, and by family and model where Linux tells them.
+
+    A virtual machine may name a maker's line alone, whose generations are of unlike speed.
+    """
+
+    def said(key: str) -> str | None:
+        found = re.search(rf"^{key}\s*: (.+)$", cpuinfo, re.MULTILINE)
+        return found[1].strip() if found else None
+
+    name = said("model name") or platform.processor() or platform.machine()
+    family, model = said("cpu family"), said("model")
+    return name if family is None else f"{name} (family {family}, model {model})"
 
 
 def source_commit(*pathspecs: str) -> str:

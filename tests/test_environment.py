@@ -1,3 +1,4 @@
+import platform
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -29,6 +30,13 @@ def test_devices(monkeypatch):
     assert list(devices) == ["cpu", "cuda:0", "cuda:1"]
     assert devices["cuda:1"] == "Some GPU, 80 GiB"
     assert f"{torch.get_num_threads()} threads" in devices["cpu"]
+
+
+def test_a_cpu_is_named_by_its_generation_too():
+    cpuinfo = "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
+    assert room.cpu_model(cpuinfo * 2) == "AMD EPYC (family 25, model 17)"
+    assert room.cpu_model("model name : Some Arm\n") == "Some Arm"
+    assert room.cpu_model("") == (platform.processor() or platform.machine())
 
 
 def test_kernels_that_are_built_name_their_instruction_set(monkeypatch):
