@@ -58,7 +58,7 @@ def test_the_table_says_that_it_is_predicted() -> None:
 
 
 def test_gates_are_written_as_they_are_reported(tmp_path: Path) -> None:
-    report = Report("32k/dense_kd_rows", "sm_90", 8, 64, 0, 1024, 4, 0, 2, 1, 0.5)
+    report = Report("32k/dense_kd_rows", "sm_90", 8, 64, 0, 0, 1024, 4, 0, 2, 1, 0.5)
     with gates_csv.write([report], tmp_path).open() as file:
         (row,) = csv.DictReader(file)
     assert row["registers"] == "64"

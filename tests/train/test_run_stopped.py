@@ -33,7 +33,7 @@ class FullDiskError(OSError):
 
 
 def test_called_again_it_redoes_nothing(finished, known_teacher, monkeypatch):
-    for work in ("corpora.make", "copy_with_report", "capture", "fit"):
+    for work in ("corpora.make", "copied_student", "capture", "fit"):
         monkeypatch.setattr(f"mkd_fast.train.run.{work}", pytest.fail)
     monkeypatch.setattr("mkd_fast.train.classification.predict", pytest.fail)
     monkeypatch.setattr("mkd_fast.train.finetune.fit", pytest.fail)
@@ -52,7 +52,7 @@ STAGES = [
     "mkd_fast.train.finetune.fit",
     "mkd_fast.train.finetune.write_json",
     "mkd_fast.train.models.save_folder",  # the teacher's
-    "mkd_fast.train.run.copy_with_report",
+    "mkd_fast.train.run.copied_student",
     "mkd_fast.train.models.save_folder",  # the copied student's
     "mkd_fast.train.run.capture",
     "mkd_fast.train.run.fit",
@@ -125,7 +125,7 @@ def test_killed_while_training(finished, recipe, monkeypatch):
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == -signal.SIGKILL, ran.stderr
     monkeypatch.setattr("mkd_fast.train.finetune.fit", pytest.fail)
-    monkeypatch.setattr("mkd_fast.train.run.copy_with_report", pytest.fail)
+    monkeypatch.setattr("mkd_fast.train.run.copied_student", pytest.fail)
     result = mkd_fast.distill(recipe)
     for name in ("copied", STUDENT, SCRATCH):
         assert weights(result.folder / name) == weights(finished.folder / name)

@@ -94,7 +94,7 @@ def test_killed_while_training(tagged, known_teacher, recipe, monkeypatch):
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == -signal.SIGKILL, ran.stderr
     monkeypatch.setattr("mkd_fast.train.finetune.fit", pytest.fail)
-    monkeypatch.setattr("mkd_fast.train.run.copy_with_report", pytest.fail)
+    monkeypatch.setattr("mkd_fast.train.run.copied_student", pytest.fail)
     result = mkd_fast.distill(recipe, LONGER)
     for name in ("copied", STUDENT, "scratch"):
         assert weights(result.folder / name) == weights(tagged.folder / name)
