@@ -143,7 +143,7 @@ def compile_launch(name: str, launch: Launch, target: str) -> Report:
         _count(assembly, accesses, wide) for accesses in (loads, stores)
     )
     return Report(
-        name=f"{name}/{launch.kernel.__name__}",
+        name=_name_of(name, launch),
         target=target,
         num_warps=launch.num_warps,
         registers=registers,
@@ -156,6 +156,10 @@ def compile_launch(name: str, launch: Launch, target: str) -> Report:
         narrow_stores=narrow_stores,
         occupancy=_occupancy(target, launch.num_warps, registers, shared_bytes),
     )
+
+
+def _name_of(case: str, launch: Launch) -> str:
+    return f"{case}/{launch.kernel.__name__}"
 
 
 def _count(assembly: str, accesses: str, wide: str) -> tuple[int, int]:
@@ -219,6 +223,16 @@ def scale_launches() -> list[Launch]:
     """The launches of ``scale_``: one scale for all, and one a token."""
     grad = torch.empty(512, 32000, dtype=torch.bfloat16, device="meta")
     return [launch_of_scale(grad, grad.new_empty(shape)) for shape in ((), (512,))]
+
+
+def planned(cases: Iterable[Case]) -> Iterator[tuple[str, str, int]]:
+    """Name, target and number of warps of each of the reports, in order, without compiling."""
+    for target in TARGETS:
+        for launch in scale_launches():
+            yield _name_of("scale", launch), target, launch.num_warps
+    for case, target, index in _jobs(cases):
+        launch = case.launches(TARGETS[target].warp_size)[index]
+        yield _name_of(case.name, launch), target, launch.num_warps
 
 
 def reports(cases: Iterable[Case], num_processes: int = 1) -> Iterator[Report]:
