@@ -192,12 +192,12 @@ def _sums_of_events(
 @triton.jit
 def _terms_of_columns(z, student, terms, top, columns, DIVERGENCE: tl.constexpr):
     """Columns of a block that are an event each: what they add to D, their q, g and ``direct``."""
-    p, log2_p, log2_total, scale = columns
+    p, log2_p, log2_total, log2_scaled, scale = columns
     bits = (z - top) * student.to_bits
     q = tl.exp2(bits) * scale
     log2_p = tl.broadcast_to(log2_p, bits.shape)  # conditions of two shapes are not interpreted
     value, g, direct = contribution(
-        p, q, log2_p, bits - log2_total, bits - (log2_total + log2_p), terms, DIVERGENCE
+        p, q, log2_p, bits - log2_total, bits - log2_scaled, terms, DIVERGENCE
     )
     return value, q, g, direct
 
@@ -306,7 +306,9 @@ def _row(
     if EACH:
         p, log2_p = p_each.to(tl.float32), tl.log2(p_each).to(tl.float32)
         log2_total, scale = tl.log2(outside[0]).to(tl.float32), (1.0 / outside[0]).to(tl.float32)
-        columns = p, log2_p, log2_total, scale
+        # p in units of the student's exponentials: its error is that of every column's ratio
+        log2_scaled = tl.log2(p_each * outside[0]).to(tl.float32)
+        columns = p, log2_p, log2_total, log2_scaled, scale
         kd_each, centre_each = _sums_of_columns(
             student, entries, terms, statistics[0], columns, row, first, shift, V,
             DIVERGENCE, K_BLOCK, BLOCK, GROUP, LAYOUT,

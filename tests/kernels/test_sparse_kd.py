@@ -92,6 +92,9 @@ CASES: dict[str, dict[str, Any]] = {
         for tail in ("uniform", "renormalize", "drop")
         if tail == "uniform" or min(a, b) > 0.0
     },
+    "uniform, what rounds alike in every column": case(
+        6, SHIFTED, 16, "uniform", divergence="alpha_beta", alpha_beta=(0.0, 0.0)
+    ),
     **{f"{kind}, several blocks": case(3, WHOLE, 12, kind, temperature=3.0) for kind in KINDS},
     **{
         f"{name}, {mass:g} of the student's mass outside": student_has_outside(mass, **fields)
