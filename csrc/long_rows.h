@@ -116,7 +116,8 @@ class LongRows {
   static constexpr double kMostRise = 3.0;
   // Of c, whose rounding leaves the largest exponent within 1/16 of 0.
   static constexpr double kFarthest = 0x1p20;
-  static constexpr int kRun = 32 * Vec::kLanes;  // registers that are added up in float
+  // Registers that are added up in float: half as many where more of them make a row.
+  static constexpr int kRun = (Vec::kLanes < 16 ? 16 : 32) * Vec::kLanes;
 
   struct Reference {
     float s, t;
