@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of distillation; 0: only where students start")
     given = parser.parse_args()
     setting = tiny() if given.tiny else real()
-    ways = WAYS
+    ways: Sequence[Way] = WAYS
     if given.steps is not None:
         setting = replace(setting, size=replace(setting.size, num_steps=given.steps))
         ways = tuple(replace(way, is_trained=way.is_trained and given.steps > 0) for way in WAYS)
