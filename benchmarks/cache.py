@@ -51,7 +51,7 @@ class Size:
     batch_size: int = 32
     mean_tokens: int = 14
     text_tokens: int = 128
-    num_texts: int = 16
+    num_texts: int = 64
     num_rounds: int = 5
     num_steps: int = 6
     num_shards: int = 2_000
