@@ -16,8 +16,8 @@ from mkd_fast.study.records import Row
 from mkd_fast.study.shared import Shared
 from mkd_fast.study.starts import build
 from mkd_fast.train import models
-from mkd_fast.train.config import to_dict
 from mkd_fast.train.loop import FitResult, fit
+from mkd_fast.train.recipe import decisive_settings, to_dict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +77,7 @@ def decisive_for_probe(shared: Shared, probe: Probe) -> dict[str, Any]:
 
 def _decisive(shared: Shared, objective: Objective, steps: int) -> dict[str, Any]:
     recipe, spec = shared.recipe, spec_of(objective, shared.recipe.loss)
-    train = to_dict(recipe.train)
+    train = decisive_settings(recipe.train)
     of_no_effect = ("epochs", "learning_rate", "checkpoint_every", "log_every")
     return {
         "steps": steps,

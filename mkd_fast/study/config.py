@@ -25,8 +25,8 @@ from mkd_fast.train.config import (
     StudentConfig,
     TaskConfig,
     TeacherConfig,
-    load_as,
 )
+from mkd_fast.train.recipe import load_as
 
 STARTS = ("scratch", "embeddings", "pretrained", "finetuned")
 OBJECTIVES = ("labels", "logit_mse", "kl", "kl_hidden", "hidden")
@@ -171,5 +171,5 @@ class StudyRecipe:
 
 
 def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> StudyRecipe:
-    """Read a study's recipe; arguments and errors as ``train.config.load_as``."""
+    """Read a study's recipe; arguments and errors as ``train.recipe.load_as``."""
     return load_as(StudyRecipe, recipe, overrides)

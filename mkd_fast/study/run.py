@@ -42,8 +42,8 @@ from mkd_fast.study.pace import OutOfTimeError, Pace, shown_duration
 from mkd_fast.study.records import Row, Rows, key_of, only_process
 from mkd_fast.study.shared import Shared, limited
 from mkd_fast.train import corpus as corpora
-from mkd_fast.train.config import to_dict
 from mkd_fast.train.kinds import kind_of
+from mkd_fast.train.recipe import to_dict
 
 STUDY = "study.json"
 

@@ -5,14 +5,11 @@
 The section ``[loss]`` is a LossSpec. An unknown key is refused with the nearest known one.
 """
 
-import dataclasses
 import re
-import tomllib
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal
 
 from mkd_fast.checks import train as checks
 from mkd_fast.data.tokens import NO_LABEL
@@ -20,6 +17,7 @@ from mkd_fast.losses.spec import LossSpec
 from mkd_fast.student.depth import DEPTHS
 from mkd_fast.student.width import WIDTHS
 from mkd_fast.teacher.cache.kinds import parse_keep
+from mkd_fast.train.recipe import built, load_as
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -139,6 +137,8 @@ class OptimConfig:
     freeze: tuple[str, ...] = ()
     checkpoint_every: int = 100
     log_every: int = 10
+
+    AS_BEFORE: ClassVar[Mapping[str, Any]] = {}  # see recipe.decisive_settings
 
     def __post_init__(self) -> None:
         place = "recipe: [finetune], [train]"
@@ -315,101 +315,7 @@ def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Conf
     return load_as(Config, recipe, overrides)
 
 
-R = TypeVar("R")
-
-
-def load_as(kind: type[R], recipe: str | Path, overrides: Mapping[str, str] | None = None) -> R:
-    """Read a recipe and apply ``section.key`` overrides, whose values are TOML (or bare text).
-
-    Args:
-        kind: a dataclass with a field for each section, whose type is a dataclass too.
-        recipe: a TOML file.
-        overrides: ``{"section.key": value}``.
-
-    Raises:
-        OSError: no such recipe, or it cannot be read.
-        ValueError: not TOML, an unknown section or key, or a value out of range.
-        TypeError: a value of the wrong type.
-    """
-    path = Path(recipe)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise checks.recipe_not_read(path, error) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise checks.recipe_not_toml(path, error) from error
-    for name, value in (overrides or {}).items():
-        section, dot, key = name.partition(".")
-        if not (dot and key):
-            raise checks.override_without_section(name)
-        if not isinstance(content.setdefault(section, {}), dict):
-            raise checks.not_a_section(str(path), section)
-        content[section][key] = _toml_value(value)
-    built: R = _built(kind, content, str(path))
-    return built
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 def from_dict(content: Mapping[str, Any], place: str = "recipe") -> Config:
     """Build a Config from nested plain values, as TOML gives them."""
-    config: Config = _built(Config, content, place)
+    config: Config = built(Config, content, place)
     return config
-
-
-def _built(kind: type, content: Mapping[str, Any], place: str) -> Any:
-    sections: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(kind)}
-    built = {}
-    for name, values in content.items():
-        if name not in sections:
-            raise checks.unknown_section(place, name, sections)
-        if not isinstance(values, Mapping):
-            raise checks.not_a_section(place, name)
-        built[name] = _section(sections[name], values, f"{place}: [{name}]")
-    return kind(**built)
-
-
-def _section(section: type, values: Mapping[str, Any], place: str) -> Any:
-    known: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(section)}
-    for key in values:
-        if key not in known:
-            raise checks.unknown_key(place, key, known)
-    return section(**{key: _typed(known[key], value, place, key) for key, value in values.items()})
-
-
-def _typed(kind: Any, value: Any, place: str, key: str) -> Any:
-    """The value as the field's type, or a TypeError / ValueError that names both."""
-    if get_origin(kind) in (Union, types.UnionType):
-        for option in get_args(kind):
-            try:
-                return _typed(option, value, place, key)
-            except (TypeError, ValueError):
-                continue
-        raise checks.wrong_type(place, key, kind, value)
-    if get_origin(kind) is Literal:
-        checks.one_of(place, key, value, get_args(kind))
-        return value
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise checks.wrong_type(place, key, kind, value)
-        kinds = get_args(kind)
-        repeated = kinds[0] if kinds[-1] is Ellipsis else None
-        if repeated is None and len(kinds) != len(value):
-            raise checks.wrong_type(place, key, kind, value)
-        of_each = [repeated] * len(value) if repeated is not None else kinds
-        return tuple(_typed(k, v, place, key) for k, v in zip(of_each, value, strict=True))
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind and not (kind is type(None) and value is None):
-        raise checks.wrong_type(place, key, kind, value)
-    return value
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain values that ``json`` can write; ``resolved.json`` of a run."""
-    return dataclasses.asdict(config)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from mkd_fast.teacher.cache import fingerprint_model
 from mkd_fast.train import models
 from mkd_fast.train.config import Config
 from mkd_fast.train.loop import FitResult, fit
+from mkd_fast.train.recipe import decisive_settings
 from mkd_fast.train.task_kinds import TaskKind
 
 
@@ -61,7 +62,7 @@ def finetuned_teacher(
         "text": text.fingerprint,
         "prefix": config.data.text_prefix,
         "max_length": config.data.max_length,
-        "finetune": asdict(config.finetune),
+        "finetune": decisive_settings(config.finetune),
         "seed": config.run.seed,
     }
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]

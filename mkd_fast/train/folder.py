@@ -8,7 +8,8 @@ from mkd_fast.checks import train as checks
 from mkd_fast.environment import environment
 from mkd_fast.files import read_json, write_json
 from mkd_fast.train import corpus as corpora
-from mkd_fast.train.config import Config, to_dict
+from mkd_fast.train.config import Config
+from mkd_fast.train.recipe import to_dict
 
 # The folder may have moved, and memory decides how a teacher runs, not what it says.
 _OF_NO_EFFECT = {("run", "folder"), ("capture", "max_memory")}

@@ -5,13 +5,15 @@ import errno
 import json
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mkd_fast.checks.wording import is_ours
-from mkd_fast.train.config import Config, from_dict, load, to_dict
+from mkd_fast.train.config import Config, from_dict, load
+from mkd_fast.train.recipe import decisive_settings, to_dict
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(set(FOLDER.glob("*.toml")) - set(FOLDER.glob("study_*.toml")))
@@ -116,6 +118,17 @@ def test_every_key_of_every_section_arrives():
 def test_a_config_written_down_reads_back_as_it_was():
     config = from_dict(EVERY_KEY)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_results_are_kept_under_what_decides_them_in_words_of_the_version_that_kept_them():
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        AS_BEFORE: ClassVar[dict[str, int]] = {"passes": 1}
+        rate: float = 0.5
+        passes: int = 2
+
+    assert decisive_settings(Settings(passes=1)) == {"rate": 0.5}
+    assert decisive_settings(Settings()) == {"rate": 0.5, "passes": 2}
 
 
 def test_an_empty_recipe_is_all_defaults(tmp_path):
