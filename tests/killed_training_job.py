@@ -10,7 +10,7 @@ import sys
 import torch
 
 import mkd_fast
-from mkd_fast.train.masked_lm import MaskedDistillTask
+from mkd_fast.train.language_model import TokenDistillTask
 from mkd_fast.train.tasks import DistillTask
 
 
@@ -28,7 +28,7 @@ def killing(loss):
 
 def main() -> None:
     torch.set_num_threads(1)
-    for task in (DistillTask, MaskedDistillTask):
+    for task in (DistillTask, TokenDistillTask):
         task.loss = killing(task.loss)
     mkd_fast.distill(sys.argv[1], dict(setting.split("=") for setting in sys.argv[2:]))
 

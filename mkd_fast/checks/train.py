@@ -216,9 +216,19 @@ def no_language_model_head(name: str, missing: str) -> ValueError:
     """A bare encoder would be given a head of random numbers."""
     return value_error(
         "teacher",
-        f"{name} must be a masked language model",
+        f"{name} must be a language model with a head",
         f"none of its weights for {missing}",
         "Name one that was trained as such, or set teacher.finetuned = false.",
+    )
+
+
+def looks_ahead(name: str, model_class: str) -> ValueError:
+    """What it is to say would stand in its input."""
+    return value_error(
+        "teacher",
+        f"{name} must say each token from those before it",
+        f"a {model_class} that looks ahead",
+        'Name a causal language model, or set task.kind = "masked_lm".',
     )
 
 

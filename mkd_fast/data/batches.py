@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mkd_fast.checks import data as checks
-from mkd_fast.data.tokens import TokenisedText
+from mkd_fast.data.tokens import NO_LABEL, TokenisedText
 
 # Batches sorted together: the more, the less padding and the less mixing of lengths.
 POOL_BATCHES = 16
@@ -32,6 +32,16 @@ class Batch:
     attention_mask: Tensor
     labels: Tensor
     sample_ids: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PickedBatch(Batch):
+    """A batch whose ``labels`` are those of M tokens, [M].
+
+    ``positions`` int64 [M] are their places among the B * S of the padded batch.
+    """
+
+    positions: Tensor
 
 
 def length_grouped_batches(
@@ -98,6 +108,15 @@ def collate(tokenised: TokenisedText, rows: Sequence[int]) -> Batch:
         attention_mask=torch.from_numpy(mask.astype(np.int64)),
         labels=torch.from_numpy(tokenised.batch_labels(rows, mask)),
         sample_ids=torch.tensor(rows, dtype=torch.int64),
+    )
+
+
+def labelled_only(batch: Batch) -> PickedBatch:
+    """A batch whose tokens have labels, with those picked out that do have one."""
+    labels = batch.labels.flatten()
+    positions = (labels != NO_LABEL).nonzero().squeeze(1)
+    return PickedBatch(
+        batch.input_ids, batch.attention_mask, labels[positions], batch.sample_ids, positions
     )
 
 

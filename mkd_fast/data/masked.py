@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from mkd_fast.checks import data as checks
-from mkd_fast.data.batches import Batch
 from mkd_fast.data.plain import RunningText
 from mkd_fast.data.tokens import (
     IDS_ONLY,
     NO_LABEL,
     IntArray,
-    LabelledTokens,
+    Pieces,
     blocks,
     check_tokenizer,
     flat_rows,
@@ -42,14 +40,12 @@ _HIDDEN, _EXCHANGED = 0.8, 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class MaskedText(LabelledTokens):
+class MaskedText(Pieces):
     """Masked samples; a token's label is what stood there, where it is to be found.
 
-    ``texts`` int64 [samples] is the text that each is a piece of. ``num_maskings`` is how often
-    every piece is there.
+    ``num_maskings`` is how often every piece of text is there.
     """
 
-    texts: IntArray
     num_maskings: int
 
     @property
@@ -57,15 +53,10 @@ class MaskedText(LabelledTokens):
         """Samples of one masking."""
         return len(self) // self.num_maskings
 
-
-@dataclass(frozen=True, eq=False)
-class MaskedBatch(Batch):
-    """A batch whose ``labels`` are those of M tokens, [M].
-
-    ``positions`` int64 [M] are their places among the B * S of the padded batch.
-    """
-
-    positions: Tensor
+    def rows_of_epoch(self, epoch: int) -> IntArray:
+        """Those of one masking."""
+        first = epoch % self.num_maskings * self.num_pieces
+        return np.arange(first, first + self.num_pieces)
 
 
 def mask_text(
@@ -156,12 +147,3 @@ class _Masking:
         if len(exchanged):
             ids[exchanged] = self._tokens[rng.integers(len(self._tokens), size=len(exchanged))]
         return ids, labels
-
-
-def labelled_only(batch: Batch) -> MaskedBatch:
-    """A batch of masked text with the tokens that have a label picked out."""
-    labels = batch.labels.flatten()
-    positions = (labels != NO_LABEL).nonzero().squeeze(1)
-    return MaskedBatch(
-        batch.input_ids, batch.attention_mask, labels[positions], batch.sample_ids, positions
-    )

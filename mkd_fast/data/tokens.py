@@ -63,6 +63,10 @@ class TokenisedText:
         """Return the token ids of one sample, int32 [length]."""
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
+    def rows_of_epoch(self, epoch: int) -> IntArray:
+        """The samples that an epoch is made of: here all of them."""
+        return np.arange(len(self))
+
     def batch_labels(self, rows: Sequence[int], mask: npt.NDArray[np.bool_]) -> IntArray:
         """Labels of a batch: [B] here, one a sample.
 
@@ -88,6 +92,13 @@ class LabelledTokens(TokenisedText):
         parts = (self.labels[self.offsets[row] : self.offsets[row + 1]] for row in rows)
         labels[mask] = np.concatenate([np.empty(0, np.int64), *parts])
         return labels
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces(LabelledTokens):
+    """Samples cut out of texts; ``texts`` int64 [N] is the text that each is a piece of."""
+
+    texts: IntArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from mkd_fast.checks import train as checks
+from mkd_fast.evaluating import evaluating
 from mkd_fast.files import make_folder
 from mkd_fast.quiet import quiet_transformers
 
@@ -32,6 +33,7 @@ def told_by_name(name: str) -> Iterator[None]:
 
 
 SEQUENCE = "AutoModelForSequenceClassification"
+CAUSAL = "AutoModelForCausalLM"
 
 
 def load_classifier(
@@ -78,26 +80,40 @@ def new_parameters(
     return sorted(found["missing_keys"])
 
 
-def load_masked_lm(name: str, *, new_head_seed: int | None = None) -> "PreTrainedModel":
-    """A masked language model, in float32.
+def load_language_model(
+    name: str, auto_class: str, *, new_head_seed: int | None = None
+) -> "PreTrainedModel":
+    """A masked or causal language model, in float32.
 
     Args:
         name: folder or hub name.
-        new_head_seed: of the head that a bare encoder gets; None refuses one that has none.
+        auto_class: of ``transformers``.
+        new_head_seed: of the head that a bare model gets; None refuses one that has none.
 
     Raises:
-        ValueError: transformers cannot load it, or it has no head; the message names it.
+        ValueError: transformers cannot load it, it has no head, or it is to be a causal one and
+            looks ahead; the message names it.
     """
-    from transformers import AutoModelForMaskedLM
+    import transformers
 
     torch.manual_seed(new_head_seed or 0)
     with told_by_name(name), quiet_transformers():
-        model, found = AutoModelForMaskedLM.from_pretrained(
+        model, found = getattr(transformers, auto_class).from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
         if found["missing_keys"] and new_head_seed is None:
             raise checks.no_language_model_head(name, min(found["missing_keys"]))
+        if auto_class == CAUSAL and _looks_ahead(model):
+            raise checks.looks_ahead(name, type(model).__name__)
     return cast("PreTrainedModel", model)
+
+
+@torch.inference_mode()
+def _looks_ahead(model: Any) -> bool:
+    """Whether what a model says at its first token depends on the second."""
+    with evaluating(model):
+        logits = model(input_ids=torch.tensor([[0, 0], [0, 1]])).logits
+    return not torch.equal(logits[0, 0], logits[1, 0])
 
 
 def stream_model(

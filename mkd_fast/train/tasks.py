@@ -31,9 +31,11 @@ class LabelTask:
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The rows of each step."""
-        return length_grouped_batches(
-            self.text.lengths, batch_size=self.batch_size, seed=self.seed, epoch=epoch
+        rows = self.text.rows_of_epoch(epoch)
+        batches = length_grouped_batches(
+            self.text.lengths[rows], batch_size=self.batch_size, seed=self.seed, epoch=epoch
         )
+        return [[int(rows[number]) for number in batch] for batch in batches]
 
     def read(self, rows: Sequence[int]) -> Step:
         """The padded batch."""

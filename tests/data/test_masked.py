@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_tokenizer import unigram
 
-from mkd_fast.data.batches import collate
-from mkd_fast.data.masked import labelled_only, mask_text
+from mkd_fast.data.batches import collate, labelled_only
+from mkd_fast.data.masked import mask_text
 from mkd_fast.data.plain import RunningText
 
 WORDS = [f"w{letter}{other}" for letter in "abcdefghij" for other in "klmnopqrst"]

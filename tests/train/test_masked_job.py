@@ -173,7 +173,7 @@ def test_a_ready_teacher_without_a_head_is_refused(recipe, tmp_path):
     encoder = tiny_job.write_encoder(tmp_path / "bare")
     change = {"teacher.model": str(encoder), "teacher.finetuned": "true", **NO_RIVAL}
     run = Run(load(recipe, change))
-    with pytest.raises(ValueError, match="must be a masked language model, got none") as caught:
+    with pytest.raises(ValueError, match="must be a language model with a head, got") as caught:
         run.kind.load(str(encoder), ())
     assert is_ours(caught.value)
     assert run.kind.load(str(encoder), (), new_head_seed=0).config.num_hidden_layers == 4
