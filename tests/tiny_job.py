@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from tiny_tokenizer import unigram
-from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import mkd_fast
 from mkd_fast.train import DistillResult
@@ -109,6 +116,28 @@ def write_encoder(folder: Path, seed: int = 0, model_class: type[BertModel] = Be
     return folder
 
 
+def write_decoder(folder: Path, seed: int = 0) -> Path:
+    """A random causal language model of four layers and its tokenizer."""
+    torch.manual_seed(seed)
+    pieces = tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        bos_token_id=pieces.bos_token_id,
+        eos_token_id=pieces.eos_token_id,
+        pad_token_id=pieces.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    pieces.save_pretrained(folder)
+    return folder
+
+
 def tagged(rows: Sequence[Row], turn: int = 0) -> list[Row]:
     """The same sentences as words: a room is an entity, and a lamp, with the action behind it.
 
@@ -137,11 +166,16 @@ def write_job(
     if kind == "token_classification":
         train = tagged(sentences(("de", "en"), ("lamp", "light", "lantern")))
         test = tagged(test, turn=1)
-    elif kind == "masked_lm":
+    elif kind in ("masked_lm", "causal_lm"):
         model_class, keep = BertForMaskedLM, "hidden"
         vocabulary_text = str(folder / "vocabulary.txt")
         lines = [row["text"] for row in sentences(("sw",), ("lamp",))]
         Path(vocabulary_text).write_text("\n".join(lines), encoding="utf-8")
+    teacher = folder / "encoder"
+    if kind == "causal_lm":
+        write_decoder(teacher)
+    else:
+        write_encoder(teacher, model_class=model_class)
     recipe = folder / "recipe.toml"
     recipe.write_text(
         RECIPE.format(
@@ -151,7 +185,7 @@ def write_job(
             vocabulary_text=vocabulary_text,
             train=write_rows(folder / "train.jsonl", train),
             test=write_rows(folder / "test.jsonl", test),
-            encoder=write_encoder(folder / "encoder", model_class=model_class),
+            encoder=teacher,
         ),
         encoding="utf-8",
     )

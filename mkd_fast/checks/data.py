@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mkd_fast.checks.wording import message, nearest, runtime_error, type_error, value_error
 from mkd_fast.checks.wording import not_negative as not_negative
+from mkd_fast.checks.wording import positive as positive
 
 
 def missing_text_file(path: Path) -> FileNotFoundError:

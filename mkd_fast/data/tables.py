@@ -1,5 +1,6 @@
 """Tables of text: users' JSONL, CSV and Parquet files, and hub datasets, column by column."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +70,22 @@ def read_table(
     if table.num_rows == 0:
         raise checks.empty_text_file(place)
     return place, table
+
+
+def column_names(path: str | Path) -> list[str]:
+    """The columns of a JSONL or Parquet file, by its first row; none of what is no such file."""
+    import pyarrow.parquet
+
+    path = Path(path)
+    try:
+        if path.suffix == ".parquet" and path.is_file():
+            return list(pyarrow.parquet.read_schema(path).names)
+        if path.suffix == ".jsonl" and path.is_file():
+            with path.open("rb") as file:
+                return list(json.loads(file.readline()))
+    except ValueError:  # what is wrong is told by whoever reads it
+        pass
+    return []
 
 
 def _read_file(path: Path) -> "pyarrow.Table":

@@ -1,6 +1,9 @@
-"""KL to the teacher and perplexity for each language, in nats per token that was to be found.
+"""Language models for each language: KL to the teacher, perplexity, and more of causal ones.
 
-Shapes: N samples.
+Perplexity is of tokens, so it compares models of one vocabulary. Nats per byte, the same sum over
+the bytes of UTF-8 that the tokens stand for, compare models of any.
+
+Shapes: N samples, C columns of sums.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ FloatArray = npt.NDArray[np.float64]
 
 def score_language_model(
     model: str,
-    sums_N3: FloatArray,
+    sums_NC: FloatArray,
     languages: Sequence[str],
     *,
     seen_languages: Collection[str],
@@ -30,7 +33,8 @@ def score_language_model(
 
     Args:
         model: Name under which the scores are reported.
-        sums_N3: Of each sample, over its tokens: KL to the teacher, cross-entropy, and how many.
+        sums_NC: Of each sample, over its tokens: KL to the teacher, cross-entropy, and how many;
+            of causal models also how often the teacher finds the same token likeliest, and bytes.
         languages: Of each sample, length N.
         seen_languages: Languages of the training data. One without a test sample has no score.
 
@@ -39,21 +43,25 @@ def score_language_model(
     """
     scores = []
     for language in sorted(set(languages)):
-        rows_N3 = sums_N3[[row for row, name in enumerate(languages) if name == language]]
-        kl, cross_entropy, num_tokens = rows_N3.sum(0).tolist()
+        rows_NC = sums_NC[[row for row, name in enumerate(languages) if name == language]]
+        kl, cross_entropy, num_tokens, *of_causal = rows_NC.sum(0).tolist()
         if not num_tokens:
             continue
         values = {
             "kl_to_teacher": kl / num_tokens,
             "perplexity": float(np.exp(cross_entropy / num_tokens)),
         }
-        interval = bootstrap_interval(rows_N3, _mean_kl)
-        scores.append(LanguageScore(language, len(rows_N3), values, interval))
+        if of_causal:
+            num_agreed, num_bytes = of_causal
+            values["nats_per_byte"] = cross_entropy / max(num_bytes, 1)
+            values["top1_agreement"] = num_agreed / num_tokens
+        interval = bootstrap_interval(rows_NC, _mean_kl)
+        scores.append(LanguageScore(language, len(rows_NC), values, interval))
     if not scores:
         raise checks.no_token_to_score(model)
     return grouped(model, scores, seen_languages)
 
 
-def _mean_kl(sums_R3: FloatArray) -> FloatArray:
-    mean: FloatArray = sums_R3[:, 0] / np.maximum(sums_R3[:, 2], 1)
+def _mean_kl(sums_RC: FloatArray) -> FloatArray:
+    mean: FloatArray = sums_RC[:, 0] / np.maximum(sums_RC[:, 2], 1)
     return mean

@@ -41,7 +41,18 @@ LANGUAGE_MODEL = (
     Measure("kl_to_teacher", "KL to the teacher in nats", is_share=False),
     Measure("perplexity", "perplexity", is_share=False),
 )
-TASKS = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION, LANGUAGE_MODEL)
+CAUSAL_LANGUAGE_MODEL = (
+    *LANGUAGE_MODEL,
+    Measure("nats_per_byte", "nats per byte", is_share=False),
+    Measure("top1_agreement", "agreement with the teacher"),
+)
+# one whose measures are some of another's stands behind it
+TASKS = (
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    CAUSAL_LANGUAGE_MODEL,
+    LANGUAGE_MODEL,
+)
 
 
 @dataclass(frozen=True)

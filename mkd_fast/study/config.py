@@ -130,7 +130,7 @@ class StudyRecipe:
     study: StudyConfig = field(default_factory=StudyConfig)
 
     def __post_init__(self) -> None:
-        if self.task.kind == "masked_lm":
+        if self.task.kind in ("masked_lm", "causal_lm"):
             raise checks.not_a_classification(self.task.kind)
         if self.teacher.finetuned:
             raise checks.teacher_not_pretrained()

@@ -88,6 +88,10 @@ class Classification(ABC):
     ) -> dict[str, npt.NDArray[np.int64]]:
         """What each sample adds to the headline score, by name; [N] each."""
 
+    def written(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+        """Texts with their prefix."""
+        return [self.data.text_prefix + one for one in text.texts]
+
     def labels_of(self, name: str) -> tuple[str, ...]:
         """The labels that a classifier's config names."""
         return models.labels_of(name)

@@ -44,10 +44,11 @@ class TaskConfig:
     Args:
         kind: "sequence_classification", a label for each text; "token_classification", a tag for
             each word, as for named entities; "masked_lm", running text of which some tokens are
-            hidden.
+            hidden; "causal_lm", running text or chats of which each token is said from those
+            before it, of chats those of the assistant's answers.
     """
 
-    kind: Literal["sequence_classification", "token_classification", "masked_lm"] = (
+    kind: Literal["sequence_classification", "token_classification", "masked_lm", "causal_lm"] = (
         "sequence_classification"
     )
 
@@ -60,7 +61,8 @@ class DataConfig:
         source: "home_intents" (built from PyPI packages), "files" or "hub".
         train, test: files with columns text, label, language (JSONL, CSV, Parquet), or, where
             words are tagged, tokens, tags, language (JSONL, Parquet); or, for language models,
-            text, language, or lines (.txt); or split names of the hub dataset.
+            text, language, or lines (.txt), or chats with messages, language (JSONL, Parquet), a
+            message having a role and a content; or split names of the hub dataset.
         dev: likewise, by which a study chooses learning rates; no other run reads it.
         seen: languages trained on; empty: all that the training text has, ``unseen`` excepted.
         unseen: languages only tested; empty: all that only the test text has.
@@ -306,7 +308,8 @@ class Config:
         splits_otherwise = self.student.vocabulary == "used" and self.student.coverage < 1.0
         if splits_otherwise and (not has_labels or any(weights)):
             raise checks.targets_of_other_tokens(self.student.coverage)
-        if self.capture.keep == ("logits" if self.task.kind == "masked_lm" else "hidden"):
+        says_tokens = self.task.kind in ("masked_lm", "causal_lm")
+        if self.capture.keep == ("logits" if says_tokens else "hidden"):
             raise checks.kept_of_another_task(self.capture.keep, self.task.kind)
 
 

@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 
 
 def trimmed_tokenizer(
-    full: "PreTrainedTokenizerFast", corpus: Corpus, config: Config
+    full: "PreTrainedTokenizerFast", corpus: Corpus, written: Sequence[str], config: Config
 ) -> tuple["PreTrainedTokenizerFast", TokenMap]:
-    """The teacher's tokenizer cut to the text in use, and the map of its token ids."""
+    """The teacher's tokenizer cut to the text in use, and the map of its token ids.
+
+    Args:
+        full: the teacher's.
+        corpus: its unlabelled text counts too.
+        written: the training text as it is tokenised.
+        config: of the run.
+    """
     data, coverage = config.data, config.student.coverage
     if corpus.unseen and data.source != "home_intents" and not data.vocabulary_text:
         progress.say(
@@ -30,8 +37,8 @@ def trimmed_tokenizer(
             f"lack words of {' '.join(corpus.unseen)}; name text in them in "
             'data.vocabulary_text, or set student.vocabulary = "all"'
         )
-    texts = (*corpus.train.texts, *corpus.vocabulary_text)
-    each_once = dict.fromkeys(data.text_prefix + text for text in texts)
+    also = (data.text_prefix + text for text in corpus.vocabulary_text)
+    each_once = dict.fromkeys((*written, *also))
     tokenizer, token_map = trim_tokenizer(full, token_ids_of_text(each_once, full, coverage))
     if coverage == 1.0:
         check_same_splits(full, tokenizer, each_once)

@@ -1,5 +1,6 @@
 """The tasks that there are, by what ``[task] kind`` calls them."""
 
+from mkd_fast.train.causal_lm import CausalLanguageModel
 from mkd_fast.train.classification import SequenceClassification, TokenClassification
 from mkd_fast.train.config import Config
 from mkd_fast.train.masked_lm import MaskedLanguageModel
@@ -11,6 +12,7 @@ def kind_of(config: Config) -> TaskKind:
     kinds: dict[str, TaskKind] = {
         "sequence_classification": SequenceClassification(config.data),
         "token_classification": TokenClassification(config.data),
+        "causal_lm": CausalLanguageModel(config.data),
         "masked_lm": MaskedLanguageModel(config.data, config.run.seed),
     }
     return kinds[config.task.kind]

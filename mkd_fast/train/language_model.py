@@ -139,6 +139,10 @@ class LanguageModel(ABC):
     ) -> ModelScores:
         """Scores for each language of the sums over each piece that ``Examiner`` makes."""
 
+    def written(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+        """Texts with their prefix."""
+        return [self.data.text_prefix + one for one in text.texts]
+
     def labels_of(self, name: str) -> tuple[str, ...]:
         """None."""
         return ()

@@ -265,7 +265,8 @@ class Run:
         tokenizer = models.load_tokenizer(self.teacher_folder)
         token_map = None
         if self.config.student.vocabulary == "used":
-            tokenizer, token_map = trimmed_tokenizer(tokenizer, self.corpus, self.config)
+            written = self.kind.written(self.corpus.train, tokenizer)
+            tokenizer, token_map = trimmed_tokenizer(tokenizer, self.corpus, written, self.config)
         student, report = copied_student(
             self._loaded(self.teacher_folder),
             self.kept_layers,

@@ -74,7 +74,7 @@ class Examined:
 
 
 class TaskKind(Protocol):
-    """A task; ``train.classification`` and ``train.masked_lm`` have them."""
+    """A task; ``train.classification``, ``train.masked_lm`` and ``train.causal_lm`` have them."""
 
     @property
     def auto_class(self) -> str:
@@ -85,6 +85,10 @@ class TaskKind(Protocol):
         self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
     ) -> Text:
         """Text of the task; without ``label_names`` it is training text, which defines them."""
+        ...
+
+    def written(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+        """The texts as they are tokenised, from which a student's vocabulary is chosen."""
         ...
 
     def labels_of(self, name: str) -> tuple[str, ...]:
