@@ -6,7 +6,8 @@
     finetuned    chosen layers, embeddings and head of the fine-tuned teacher
 
 A random weight depends on the seed, and is the same in every start that has it. The head are the
-parameters that fine-tuning added to the pretrained model (with BERT, its pooler among them).
+parameters that fine-tuning added to the pretrained model (with BERT, its pooler among them). Where
+words are tagged, a random head starts with the labels' shares as its bias, as a teacher's does.
 
 Under the objective "hidden" every start has the fine-tuned teacher's head, and nothing trains it:
 the student is to hand the head the states that it knows, and neither labels nor logits are needed.
@@ -20,6 +21,7 @@ import torch
 from mkd_fast.student import copy_init, embeddings_only, scratch_like
 from mkd_fast.study.config import Objective, Start
 from mkd_fast.study.shared import Shared
+from mkd_fast.train import models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,6 +47,8 @@ def build(
         student = embeddings_only(student, seed)
     elif start == "scratch":
         student = scratch_like(student, seed)
+    if start != "finetuned" and shared.kind.starts_at_label_shares:
+        models.start_at_label_shares(student, shared.train_part.tokens.labels)
     if objective == "hidden":
         _take(student, shared.finetuned_parent, shared.head_names)
     return student

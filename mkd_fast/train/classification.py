@@ -56,6 +56,7 @@ class Classification(ABC):
     data: DataConfig
     auto_class: ClassVar[str]
     measures: ClassVar[tuple[Measure, ...]]
+    starts_at_label_shares: ClassVar[bool] = False
 
     @abstractmethod
     def read(
@@ -198,6 +199,7 @@ class TokenClassification(Classification):
 
     auto_class = "AutoModelForTokenClassification"
     measures = TOKEN_CLASSIFICATION
+    starts_at_label_shares = True  # most words are in no entity
 
     def read(
         self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None

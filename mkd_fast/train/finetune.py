@@ -65,6 +65,8 @@ def finetuned_teacher(
         "finetune": decisive_settings(config.finetune),
         "seed": config.run.seed,
     }
+    if kind.starts_at_label_shares:
+        decisive["new_head"] = "label shares"
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
     teacher = FinetunedTeacher(home_folder() / "teachers" / f"{Path(model).name}-{key}")
     if teacher.folder.exists():
@@ -74,6 +76,8 @@ def finetuned_teacher(
     learner = kind.load(model, text.label_names, new_head_seed=config.run.seed)
     tokenizer = models.load_tokenizer(model)
     tokens = kind.tokenise(text, tokenizer)
+    if kind.starts_at_label_shares:
+        models.start_at_label_shares(learner, tokens.labels)
     checkpoint_path = teacher.home / "checkpoint.pt"
     result = fit(
         models.to_device(learner, device),

@@ -124,6 +124,7 @@ class LanguageModel(ABC):
 
     data: DataConfig
     auto_class: ClassVar[str]
+    starts_at_label_shares: ClassVar[bool] = False
 
     @abstractmethod
     def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> Pieces:

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from mkd_fast.checks import train as checks
+from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.evaluating import evaluating
 from mkd_fast.files import make_folder
 from mkd_fast.quiet import quiet_transformers
@@ -17,6 +19,7 @@ from mkd_fast.quiet import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from mkd_fast.data.tokens import IntArray
     from mkd_fast.student import TokenMap
     from mkd_fast.teacher.streamed import StreamedTeacher
 
@@ -78,6 +81,25 @@ def new_parameters(
             name, num_labels=len(label_names), output_loading_info=True
         )
     return sorted(found["missing_keys"])
+
+
+@torch.no_grad()
+def start_at_label_shares(model: "PreTrainedModel", labels: "IntArray") -> None:
+    """Let a classifier's new head say how common each label is, before it knows anything else.
+
+    Where one label is on most tokens, a head that says nothing is soonest mended by moving all
+    states the same way, and they end alike: an encoder so trained told no entity from another.
+
+    Args:
+        model: a classifier of which the head is new. One without a bias stays as it is.
+        labels: int64, of its training text, in any shape; ``NO_LABEL`` counts as none.
+    """
+    num_labels = cast(int, model.config.num_labels)
+    in_base = set(model.base_model.parameters())
+    of_labels = [p for p in model.parameters() if p not in in_base and p.shape == (num_labels,)]
+    counts = np.bincount(labels[labels != NO_LABEL], minlength=num_labels) + 1
+    for bias in of_labels[-1:]:
+        bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
 
 
 def load_language_model(

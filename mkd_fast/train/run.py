@@ -305,6 +305,8 @@ class Run:
         model = self._loaded(self.copied)
         if name == SCRATCH:
             model = scratch_like(model, self.config.run.seed)
+            if self.kind.starts_at_label_shares:
+                models.start_at_label_shares(model, self.teacher_text.labels)
             scratch = self.config.scratch
             config = replace(config, learning_rate=scratch.learning_rate, freeze=())
             spec = replace(spec, hidden_weight=scratch.hidden_weight)

@@ -81,6 +81,11 @@ class TaskKind(Protocol):
         """The class of ``transformers`` whose ``from_pretrained`` loads a model of the task."""
         ...
 
+    @property
+    def starts_at_label_shares(self) -> bool:
+        """Whether a new head is to: ``models.start_at_label_shares``."""
+        ...
+
     def read(
         self, source: str | Path | HubSource, *, label_names: Sequence[str] | None = None
     ) -> Text:

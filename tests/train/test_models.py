@@ -1,14 +1,17 @@
 import errno
 import re
 
+import numpy as np
 import pytest
 import tiny_job
 import torch
 from file_limit import file_size_limit
 from safetensors import SafetensorError
+from transformers import LlamaConfig, LlamaForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from mkd_fast.checks.wording import is_ours
+from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.train import models
 
 LABELS = ("dim", "off", "on")
@@ -34,6 +37,33 @@ def test_an_encoder_gets_a_head_that_the_seed_decides(encoder, capfd):
     assert torch.equal(first.classifier.weight, again.classifier.weight)
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
     assert capfd.readouterr() == ("", "")  # a new head is what was asked for
+
+
+@pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification"])
+def test_a_head_that_knows_nothing_says_how_common_labels_are(encoder, kind):
+    model = models.load_classifier(str(encoder), LABELS, auto_class=f"AutoModelFor{kind}")
+    before = {name: p.clone() for name, p in model.named_parameters() if name != "classifier.bias"}
+    labels = np.array([0, 0, NO_LABEL, 2, 0, NO_LABEL, 0])
+    models.start_at_label_shares(model, labels)
+    shares = torch.tensor([5, 1, 2]) / 8  # one is added to each count: none is impossible
+    torch.testing.assert_close(model.classifier.bias.exp(), shares)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_head_without_a_bias_stays_as_it_is():
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_labels=8,  # as wide as its norms
+    )
+    model = LlamaForSequenceClassification(config)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    models.start_at_label_shares(model, np.array([0, 0, 1]))
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_transformers_speaks_as_before(encoder):
