@@ -158,3 +158,13 @@ def malformed_study(folder: Path, error: Exception) -> ValueError:
         f"{type(error).__name__} {error} in {folder}",
         "Take a folder that was written by this version, or run the study again in a new one.",
     )
+
+
+def fed_otherwise() -> ValueError:
+    """Cells see the same rows in the same steps."""
+    return value_error(
+        "study",
+        "students take each row once an epoch, beside others of about the same length",
+        "train.packing or data.language_temperature",
+        "Leave them out.",
+    )

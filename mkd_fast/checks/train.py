@@ -252,6 +252,46 @@ def folder_of_other_files(folder: Path, file: str) -> ValueError:
     )
 
 
+def row_too_short(row_tokens: int, longest: int) -> ValueError:
+    """A sample is never cut in two."""
+    return value_error(
+        "recipe: [finetune], [train]",
+        f"packing must be at least the longest sample's {longest} tokens",
+        f"{row_tokens}",
+        "Raise it, or lower data.max_length.",
+    )
+
+
+def not_packed(model_class: str, found: str) -> ValueError:
+    """A model that would read one sample as the context of another."""
+    return value_error(
+        "packing",
+        f"samples in a row of {model_class} must be read as if each were alone",
+        repr(found.partition(chr(10))[0]),
+        "Set packing = 0 for this model.",
+    )
+
+
+def temperature_below_one(temperature: float) -> ValueError:
+    """It would make large languages larger."""
+    return value_error(
+        "recipe: [data]",
+        "language_temperature must be at least 1",
+        repr(temperature),
+        "1 takes languages as they are, inf all alike.",
+    )
+
+
+def packed_texts(section: str) -> ValueError:
+    """A class is read off where a row begins or ends."""
+    return value_error(
+        f"recipe: [{section}]",
+        'packing must be 0 for task.kind = "sequence_classification", where a row has one class',
+        "another",
+        "Leave it out.",
+    )
+
+
 def nothing_to_freeze(beginning: str, names: Iterable[str]) -> ValueError:
     """A beginning that no parameter name has."""
     return value_error(

@@ -6,7 +6,7 @@ length, cuts the pools into batches and shuffles those. The result depends on it
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mkd_fast.checks import data as checks
+from mkd_fast.data.packing import Packed, packed
 from mkd_fast.data.tokens import NO_LABEL, TokenisedText
 
 # Batches sorted together: the more, the less padding and the less mixing of lengths.
@@ -25,13 +26,15 @@ class Batch:
     """B samples padded to S tokens on the right; all tensors int64.
 
     ``input_ids`` and ``attention_mask`` (1 token, 0 padding) [B, S]; ``labels`` [B], or [B, S]
-    where tokens have them; ``sample_ids`` [B].
+    where tokens have them; ``sample_ids`` [B]. ``packed`` is what a model reads in their place
+    where samples share rows.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     sample_ids: Tensor
+    packed: Packed | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,18 +99,29 @@ def evaluation_batches(
     return _cut(rows, num_tokens, batch_size, max_tokens)
 
 
-def collate(tokenised: TokenisedText, rows: Sequence[int]) -> Batch:
-    """Pad the given rows to the longest of them, on the right."""
+def collate(tokenised: TokenisedText, rows: Sequence[int], *, row_tokens: int = 0) -> Batch:
+    """Pad the given rows to the longest of them, on the right.
+
+    Args:
+        tokenised: the text.
+        rows: its samples.
+        row_tokens: pack them too, into rows of up to so many tokens; 0 does not.
+    """
     lengths = tokenised.lengths[list(rows)]
     shape = (len(rows), int(lengths.max(initial=0)))
     mask = np.arange(shape[1]) < lengths[:, None]
     ids = np.full(shape, tokenised.pad_id, dtype=np.int64)
     ids[mask] = np.concatenate([np.empty(0, np.int32), *(tokenised.row(row) for row in rows)])
+    input_ids, attention_mask = torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+    in_rows = (
+        packed(input_ids, attention_mask, row_tokens, tokenised.pad_id) if row_tokens else None
+    )
     return Batch(
-        input_ids=torch.from_numpy(ids),
-        attention_mask=torch.from_numpy(mask.astype(np.int64)),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
         labels=torch.from_numpy(tokenised.batch_labels(rows, mask)),
         sample_ids=torch.tensor(rows, dtype=torch.int64),
+        packed=in_rows,
     )
 
 
@@ -116,7 +130,12 @@ def labelled_only(batch: Batch) -> PickedBatch:
     labels = batch.labels.flatten()
     positions = (labels != NO_LABEL).nonzero().squeeze(1)
     return PickedBatch(
-        batch.input_ids, batch.attention_mask, labels[positions], batch.sample_ids, positions
+        batch.input_ids,
+        batch.attention_mask,
+        labels[positions],
+        batch.sample_ids,
+        positions,
+        packed=batch.packed,
     )
 
 

@@ -67,6 +67,10 @@ class TokenisedText:
         """The samples that an epoch is made of: here all of them."""
         return np.arange(len(self))
 
+    def texts_of_epoch(self) -> IntArray:
+        """The text that each of these is made of."""
+        return self.rows_of_epoch(0)
+
     def batch_labels(self, rows: Sequence[int], mask: npt.NDArray[np.bool_]) -> IntArray:
         """Labels of a batch: [B] here, one a sample.
 
@@ -99,6 +103,10 @@ class Pieces(LabelledTokens):
     """Samples cut out of texts; ``texts`` int64 [N] is the text that each is a piece of."""
 
     texts: IntArray
+
+    def texts_of_epoch(self) -> IntArray:
+        """The text that each sample of an epoch is a piece of."""
+        return self.texts[self.rows_of_epoch(0)]
 
 
 @dataclass(frozen=True, eq=False)

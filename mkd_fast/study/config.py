@@ -136,6 +136,8 @@ class StudyRecipe:
             raise checks.teacher_not_pretrained()
         if self.data.source != "home_intents" and not self.data.dev:
             raise checks.no_dev_text()
+        if self.train.packing or self.data.language_temperature != 1.0:
+            raise checks.fed_otherwise()
         if self.train.freeze:
             raise checks.frozen_students(self.train.freeze)
         if "kl_hidden" in self.study.objectives and not self.loss.hidden_weight:

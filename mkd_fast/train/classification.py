@@ -24,6 +24,7 @@ from mkd_fast.data import (
     tokenise_words,
 )
 from mkd_fast.data.batches import EvaluationBatches
+from mkd_fast.data.feeding import PLAIN, Feeding
 from mkd_fast.data.tagged import OUTSIDE
 from mkd_fast.evaluate.metrics import Predictions, predict, score_languages
 from mkd_fast.evaluate.scores import (
@@ -119,12 +120,19 @@ class Classification(ABC):
         """The text by the student's own tokenizer."""
         return self.tokenise(text, tokenizer)
 
-    def label_task(self, tokens: TokenisedText, batch_size: int, seed: int) -> LabelTask:
+    def label_task(
+        self, tokens: TokenisedText, batch_size: int, seed: int, feeding: Feeding = PLAIN
+    ) -> LabelTask:
         """Cross-entropy."""
-        return LabelTask(tokens, batch_size, seed)
+        return LabelTask(tokens, batch_size, seed, feeding=feeding)
 
     def distill_task(
-        self, tokens: TokenisedText, batch_size: int, seed: int, teaching: Teaching
+        self,
+        tokens: TokenisedText,
+        batch_size: int,
+        seed: int,
+        teaching: Teaching,
+        feeding: Feeding = PLAIN,
     ) -> DistillTask:
         """``kd_loss``."""
         return DistillTask(
@@ -135,6 +143,7 @@ class Classification(ABC):
             cache=teaching.cache,
             spec=teaching.spec,
             matched_layers=teaching.matched_layers,
+            feeding=feeding,
         )
 
     def score(self, examined: Examined) -> ModelScores:

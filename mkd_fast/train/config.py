@@ -79,6 +79,8 @@ class DataConfig:
         num_maskings: for "masked_lm", masked inputs of each piece: an epoch trains on one, the next
             on the next, and the teacher's outputs for all are captured.
         mask_share: of the tokens, that are to be found.
+        language_temperature: T; of each epoch a language with n samples makes up a share in
+            proportion to n^(1 / T): as it is at 1, all languages alike at inf.
     """
 
     source: Literal["home_intents", "files", "hub"] = "files"
@@ -101,12 +103,15 @@ class DataConfig:
     max_length: int = 128
     num_maskings: int = 4
     mask_share: float = 0.15
+    language_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if both := set(self.seen) & set(self.unseen):
             raise checks.seen_and_unseen(both)
         checks.positive("recipe: [data]", "num_maskings", self.num_maskings)
         checks.positive("recipe: [data]", "mask_share", self.mask_share)
+        if not self.language_temperature >= 1.0:
+            raise checks.temperature_below_one(self.language_temperature)
         if self.mask_share > 1.0:
             raise checks.share_out_of_range("recipe: [data]", "mask_share", self.mask_share)
 
@@ -124,6 +129,8 @@ class OptimConfig:
         weight_decay: AdamW's, on matrices only.
         max_grad_norm: gradients are clipped to this norm.
         precision: "auto" is bfloat16 autocast where the device computes faster in it.
+        packing: samples share rows of up to so many tokens, each read as if it were alone; 0: a row
+            each, beside others of about the same length.
         freeze: beginnings of parameter names that stay as they are.
         checkpoint_every: steps between checkpoints.
         log_every: steps between progress lines and metric rows.
@@ -136,11 +143,12 @@ class OptimConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     precision: Precision = "auto"
+    packing: int = 0
     freeze: tuple[str, ...] = ()
     checkpoint_every: int = 100
     log_every: int = 10
 
-    AS_BEFORE: ClassVar[Mapping[str, Any]] = {}  # see recipe.decisive_settings
+    AS_BEFORE: ClassVar[Mapping[str, Any]] = {"packing": 0}  # see recipe.decisive_settings
 
     def __post_init__(self) -> None:
         place = "recipe: [finetune], [train]"
@@ -148,7 +156,8 @@ class OptimConfig:
             checks.positive(place, key, getattr(self, key))
         for key in ("checkpoint_every", "log_every"):
             checks.positive(place, key, getattr(self, key))
-        checks.not_negative(place, "weight_decay", self.weight_decay)
+        for key in ("weight_decay", "packing"):
+            checks.not_negative(place, key, getattr(self, key))
         if not 0.0 <= self.warmup <= 1.0:
             raise checks.share_out_of_range(place, "warmup", self.warmup)
 
@@ -298,6 +307,9 @@ class Config:
     def __post_init__(self) -> None:
         has_labels = self.task.kind == "sequence_classification"
         tags_words = self.task.kind == "token_classification"
+        for section in ("finetune", "train"):
+            if has_labels and getattr(self, section).packing:
+                raise checks.packed_texts(section)
         if self.data.source == "home_intents" and not has_labels:
             raise checks.source_of_another_task(self.data.source, self.task.kind)
         if self.data.entity_types and not tags_words:

@@ -9,11 +9,13 @@ import torch
 
 from mkd_fast import progress
 from mkd_fast.data import Text
+from mkd_fast.data.feeding import feeding
 from mkd_fast.files import read_json, write_json
 from mkd_fast.packaged import home_folder
 from mkd_fast.teacher.cache import fingerprint_model
 from mkd_fast.train import models
 from mkd_fast.train.config import Config
+from mkd_fast.train.forward import prove_packing
 from mkd_fast.train.loop import FitResult, fit
 from mkd_fast.train.recipe import decisive_settings
 from mkd_fast.train.task_kinds import TaskKind
@@ -67,6 +69,9 @@ def finetuned_teacher(
     }
     if kind.starts_at_label_shares:
         decisive["new_head"] = "label shares"
+    temperature = config.data.language_temperature
+    if temperature != 1.0:  # which teachers were that are kept without one
+        decisive["language_temperature"] = temperature
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
     teacher = FinetunedTeacher(home_folder() / "teachers" / f"{Path(model).name}-{key}")
     if teacher.folder.exists():
@@ -78,10 +83,12 @@ def finetuned_teacher(
     tokens = kind.tokenise(text, tokenizer)
     if kind.starts_at_label_shares:
         models.start_at_label_shares(learner, tokens.labels)
+    prove_packing(learner, tokens, config.finetune.packing)
+    fed = feeding(config.finetune.packing, temperature, text.languages, tokens)
     checkpoint_path = teacher.home / "checkpoint.pt"
     result = fit(
         models.to_device(learner, device),
-        kind.label_task(tokens, config.finetune.batch_size, config.run.seed),
+        kind.label_task(tokens, config.finetune.batch_size, config.run.seed, fed),
         config.finetune,
         name=name,
         checkpoint_path=checkpoint_path,

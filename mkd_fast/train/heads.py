@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mkd_fast.data.batches import PickedBatch
 from mkd_fast.evaluating import without_cache
 from mkd_fast.losses import TeacherHead
+from mkd_fast.train.forward import at_positions, inputs_of
 
 # M tokens with a label, D width
 
@@ -46,14 +47,10 @@ def into_head(
     """
     assert isinstance(batch, PickedBatch), "labelled_only() made it"
     with _head_left_out(model) as (head, inputs):
-        out = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            output_hidden_states=bool(layers),
-        )
+        out = model(**inputs_of(model, batch), output_hidden_states=bool(layers))
 
     def picked(states: Tensor) -> Tensor:
-        return states.flatten(0, 1).index_select(0, batch.positions)
+        return at_positions(states, batch, batch.positions)
 
     hidden = picked(inputs.pop()).to(head.weight.dtype)
     states = [picked(out.hidden_states[layer]) for layer in layers]

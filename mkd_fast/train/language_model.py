@@ -19,7 +19,8 @@ from torch import nn
 
 from mkd_fast import progress
 from mkd_fast.data import Text, TokenisedText
-from mkd_fast.data.batches import collate, labelled_only
+from mkd_fast.data.batches import labelled_only
+from mkd_fast.data.feeding import PLAIN, Feeding
 from mkd_fast.data.tokens import NO_LABEL, Pieces
 from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.losses import LossOutput, LossSpec, SparseTeacher, linear_kd_loss
@@ -45,7 +46,7 @@ class TokenLabelTask(LabelTask):
 
     def read(self, rows: Sequence[int]) -> Step:
         """The padded batch."""
-        return Step(labelled_only(collate(self.text, rows)))
+        return Step(labelled_only(self.feeding.collate(self.text, rows)))
 
     def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """The mean over the tokens that have a label."""
@@ -180,12 +181,19 @@ class LanguageModel(ABC):
             pad_id=unknown if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
 
-    def label_task(self, tokens: TokenisedText, batch_size: int, seed: int) -> TokenLabelTask:
+    def label_task(
+        self, tokens: TokenisedText, batch_size: int, seed: int, feeding: Feeding = PLAIN
+    ) -> TokenLabelTask:
         """Cross-entropy with the tokens to be said."""
-        return TokenLabelTask(tokens, batch_size, seed)
+        return TokenLabelTask(tokens, batch_size, seed, feeding=feeding)
 
     def distill_task(
-        self, tokens: TokenisedText, batch_size: int, seed: int, teaching: Teaching
+        self,
+        tokens: TokenisedText,
+        batch_size: int,
+        seed: int,
+        teaching: Teaching,
+        feeding: Feeding = PLAIN,
     ) -> TokenDistillTask:
         """``linear_kd_loss``."""
         return TokenDistillTask(
@@ -197,6 +205,7 @@ class LanguageModel(ABC):
             spec=teaching.spec,
             matched_layers=teaching.matched_layers,
             token_map=teaching.token_map,
+            feeding=feeding,
         )
 
     def score(self, examined: Examined) -> ModelScores:

@@ -17,6 +17,7 @@ from mkd_fast import progress
 from mkd_fast.checks import train as checks
 from mkd_fast.data import TokenisedText
 from mkd_fast.data.batches import EvaluationBatches
+from mkd_fast.data.feeding import feeding
 from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
 from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.files import read_json, write_json
@@ -43,6 +44,7 @@ from mkd_fast.train.copying import copied_student, trimmed_tokenizer
 from mkd_fast.train.device import choose_device
 from mkd_fast.train.finetune import FinetunedTeacher, finetuned_teacher
 from mkd_fast.train.folder import claim_folder
+from mkd_fast.train.forward import prove_packing
 from mkd_fast.train.kinds import kind_of
 from mkd_fast.train.loop import FitResult, Task, fit
 from mkd_fast.train.task_kinds import Examined, Teaching
@@ -312,7 +314,7 @@ class Run:
             spec = replace(spec, hidden_weight=scratch.hidden_weight)
         result = fit(
             models.to_device(model, self.device),
-            self._distill_task(config, spec),
+            self._distill_task(model, config, spec),
             config,
             name=SHOWN_AS[name],
             checkpoint_path=self.folder / "checkpoints" / f"{name}.pt",
@@ -325,7 +327,7 @@ class Run:
         (self.folder / "checkpoints" / f"{name}.pt").unlink()
         return folder
 
-    def _distill_task(self, config: OptimConfig, spec: LossSpec) -> Task:
+    def _distill_task(self, model: "PreTrainedModel", config: OptimConfig, spec: LossSpec) -> Task:
         teaching = Teaching(
             self.teacher_text,
             self.cache,
@@ -338,7 +340,15 @@ class Run:
         text = self.kind.student_text(
             self.corpus.train, self.teacher_text, tokenizer, self.token_map
         )
-        return self.kind.distill_task(text, config.batch_size, self.config.run.seed, teaching)
+        prove_packing(model, text, config.packing)
+        fed = feeding(
+            config.packing,
+            self.config.data.language_temperature,
+            self.corpus.train.languages,
+            text,
+        )
+        seed = self.config.run.seed
+        return self.kind.distill_task(text, config.batch_size, seed, teaching, fed)
 
     def model_folder(self, name: str) -> str:
         """Where a model of the run lives, made if need be."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from mkd_fast.data import HubSource, Text, TokenisedText
+from mkd_fast.data.feeding import PLAIN, Feeding
 from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.losses import LossSpec
 from mkd_fast.student import TokenMap
@@ -128,12 +129,19 @@ class TaskKind(Protocol):
         """A line for people about labels that the tokens do not have; None where all are there."""
         ...
 
-    def label_task(self, tokens: TokenisedText, batch_size: int, seed: int) -> Task:
+    def label_task(
+        self, tokens: TokenisedText, batch_size: int, seed: int, feeding: Feeding = PLAIN
+    ) -> Task:
         """Fine-tuning."""
         ...
 
     def distill_task(
-        self, tokens: TokenisedText, batch_size: int, seed: int, teaching: Teaching
+        self,
+        tokens: TokenisedText,
+        batch_size: int,
+        seed: int,
+        teaching: Teaching,
+        feeding: Feeding = PLAIN,
     ) -> Task:
         """Learning from a cache."""
         ...

@@ -1,17 +1,18 @@
 """What a model is trained for: the labels, or the teacher's outputs in a cache."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
 from torch.nn import functional
 
-from mkd_fast.data.batches import collate, length_grouped_batches
+from mkd_fast.data.feeding import PLAIN, Feeding
 from mkd_fast.data.tokens import NO_LABEL, TokenisedText
 from mkd_fast.losses import LossOutput, LossSpec, kd_loss
 from mkd_fast.student import TokenMap
 from mkd_fast.teacher.cache import TeacherCache
+from mkd_fast.train.forward import inputs_of, padded
 from mkd_fast.train.loop import Step
 
 
@@ -23,28 +24,28 @@ class LabelTask:
         text: what is trained on, in the model's token ids.
         batch_size: samples a step, all of about the same length.
         seed: of their order.
+        feeding: which samples an epoch has, and how they are laid out.
     """
 
     text: TokenisedText
     batch_size: int
     seed: int
+    feeding: Feeding = field(default=PLAIN, kw_only=True)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The rows of each step."""
-        rows = self.text.rows_of_epoch(epoch)
-        batches = length_grouped_batches(
-            self.text.lengths[rows], batch_size=self.batch_size, seed=self.seed, epoch=epoch
+        return self.feeding.batches(
+            self.text, batch_size=self.batch_size, seed=self.seed, epoch=epoch
         )
-        return [[int(rows[number]) for number in batch] for batch in batches]
 
     def read(self, rows: Sequence[int]) -> Step:
         """The padded batch."""
-        return Step(collate(self.text, rows))
+        return Step(self.feeding.collate(self.text, rows))
 
     def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """Mean cross-entropy over what has a label; 0 where nothing has."""
         batch = step.batch
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits = padded(model(**inputs_of(model, batch)).logits, batch)
         labels = batch.labels.flatten()
         loss = functional.cross_entropy(logits.flatten(0, -2).float(), labels, reduction="sum")
         loss = loss / (labels != NO_LABEL).sum().clamp(min=1)
@@ -83,25 +84,23 @@ class DistillTask(LabelTask):
             temperature=self.spec.resolved_teacher_temperature,
             hidden_layers=[theirs for _, theirs in self.matched_layers],
         )
-        return Step(collate(self.text, rows), target)
+        return Step(self.feeding.collate(self.text, rows), target)
 
     def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """``kd_loss`` of the batch."""
         batch, target = step.batch, step.target
         assert target is not None, "read() gives every step its target"
-        out = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            output_hidden_states=bool(self.matched_layers),
-        )
+        out = model(**inputs_of(model, batch), output_hidden_states=bool(self.matched_layers))
         teacher = target.teacher
         if self.token_map is not None:
             teacher = self.token_map.target(teacher, spec=self.spec)
         return kd_loss(
-            out.logits,
+            padded(out.logits, batch),
             teacher,
             batch.labels,
-            student_hidden=[out.hidden_states[ours] for ours, _ in self.matched_layers],
+            student_hidden=[
+                padded(out.hidden_states[ours], batch) for ours, _ in self.matched_layers
+            ],
             teacher_hidden=target.hidden,
             hidden_mask=target.hidden_mask if self.matched_layers else None,
             spec=self.spec,

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import tiny_job
@@ -117,6 +118,7 @@ def test_a_student_s_scores_are_those_of_dense_logits(causal):
         {"capture.keep": "topk:8"},
         {"capture.keep": "sampled:50", "loss.hidden_weight": "0.0"},
         {"student.vocabulary": "all"},
+        {"train.packing": "24", "data.language_temperature": "inf"},
     ],
     ids=lambda change: " ".join(change.values()),
 )
@@ -196,7 +198,7 @@ def test_a_softcap_behind_the_head_is_part_of_the_loss(monkeypatch, recipe, tmp_
     student = models.load_language_model(str(run.copied), run.kind.auto_class)
     cap = 0.05
     monkeypatch.setattr(student.config, "final_logit_softcapping", cap, raising=False)
-    task = run._distill_task(run.config.train, run.config.loss)
+    task = run._distill_task(student, run.config.train, run.config.loss)
     assert isinstance(task, TokenDistillTask)
     step = task.read([0, 1, 2])
     teacher = LlamaForCausalLM.from_pretrained(run.teacher_folder).double().eval()
@@ -212,3 +214,20 @@ def test_a_softcap_behind_the_head_is_part_of_the_loss(monkeypatch, recipe, tmp_
         q.log_softmax(-1), p.log_softmax(-1), reduction="batchmean", log_target=True
     )
     assert found.item() == pytest.approx(exact.item(), rel=256 * torch.finfo().eps)
+
+
+@pytest.mark.usefixtures("known_teacher")
+def test_packed_steps_cost_what_padded_ones_do(recipe):
+    """The loss of a step is the same whichever way its samples are laid out."""
+    run = Run(load(recipe, {**LONGER, **NO_RIVAL}))
+    student = models.load_language_model(str(run.copied), run.kind.auto_class).eval()
+    tasks = [
+        run._distill_task(student, replace(run.config.train, packing=packing), run.config.loss)
+        for packing in (0, 24)
+    ]
+    rows = tasks[1].batches(0)[0]
+    padded, packed = (task.loss(student, task.read(rows)) for task in tasks)
+    assert len(tasks[1].read(rows).batch.packed.input_ids) < len(rows)
+    budget = 64 * torch.finfo().eps
+    for ours, wanted in zip(vars(packed).values(), vars(padded).values(), strict=True):
+        assert ours.item() == pytest.approx(wanted.item(), rel=budget)

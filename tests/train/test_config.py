@@ -42,6 +42,7 @@ EVERY_KEY = {
         "max_length": 9,
         "num_maskings": 3,
         "mask_share": 0.25,
+        "language_temperature": 3.0,
     },
     "teacher": {"model": "folder", "finetuned": True},
     "finetune": {
@@ -52,6 +53,7 @@ EVERY_KEY = {
         "weight_decay": 0.25,
         "max_grad_norm": 2.0,
         "precision": "bfloat16",
+        "packing": 64,
         "freeze": ["embeddings"],
         "checkpoint_every": 5,
         "log_every": 6,
@@ -342,6 +344,21 @@ def test_whatever_stands_in_a_recipe_is_taken_or_refused_in_our_words(section, k
             {"task": {"kind": "masked_lm"}, "student": {"coverage": 0.9}},
             "student.coverage must be 1 where words are tagged, tokens masked or states matched",
             id="masked tokens that split otherwise",
+        ),
+        pytest.param(
+            {"task": {"kind": "causal_lm"}},
+            "keep must suit task.kind = \"causal_lm\", got 'logits'.",
+            id="every logit of a causal model's vocabulary",
+        ),
+        pytest.param(
+            {"train": {"packing": 128}},
+            "packing must be 0 for task.kind",
+            id="classes of texts in one row",
+        ),
+        pytest.param(
+            {"data": {"language_temperature": 0.5}},
+            "language_temperature must be at least 1, got 0.5.",
+            id="large languages made larger",
         ),
         pytest.param(
             {"data": {"mask_share": 0.0}},

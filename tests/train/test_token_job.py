@@ -4,6 +4,7 @@ import csv
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import killed_training_job
 import pytest
@@ -14,6 +15,7 @@ from tiny_problem import metric_rows
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import mkd_fast
+from mkd_fast.data.feeding import Feeding
 from mkd_fast.teacher import TeacherCache
 from mkd_fast.train import models
 from mkd_fast.train.config import load
@@ -164,3 +166,24 @@ def test_what_continues_no_entity_is_told(recipe, capsys):
     _ = Run(load(recipe)).corpus
     said = capsys.readouterr().out.replace("\n", " ")
     assert "data: WARNING, 3 tags I- continue no entity" in said
+
+
+@pytest.mark.usefixtures("known_teacher")
+def test_packed_steps_cost_what_padded_ones_do(recipe):
+    """Logits and hidden states of packed rows meet the cache's targets of the same samples."""
+    run = Run(load(recipe, {**LONGER, **NO_RIVAL}))
+    student = run._loaded(run.copied).eval()
+    tasks = [
+        run._distill_task(student, replace(run.config.train, packing=packing), run.config.loss)
+        for packing in (0, 16)
+    ]
+    rows = tasks[1].batches(0)[0]
+    padded, packed = (task.loss(student, task.read(rows)) for task in tasks)
+    budget = 64 * torch.finfo().eps
+    for ours, wanted in zip(vars(packed).values(), vars(padded).values(), strict=True):
+        assert ours.item() == pytest.approx(wanted.item(), rel=budget)
+    learner = run.kind.label_task(run.teacher_text, 8, 0, Feeding(row_tokens=16))
+    plain = run.kind.label_task(run.teacher_text, 8, 0)
+    teacher = run._loaded(run.teacher_folder).eval()
+    found, wanted = (task.loss(teacher, task.read(rows)).loss for task in (learner, plain))
+    assert found.item() == pytest.approx(wanted.item(), rel=budget)
