@@ -39,14 +39,14 @@ class Plan:
     Args:
         keep: kinds of targets, for example ``("topk:64", "hidden")``.
         vocab_size: real columns of the logits, or None for all.
-        logits_dtype: of ``"logits"``: ``"float32"`` or ``"bfloat16"``.
+        logits_dtype: of ``"logits"``: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         last_hidden_dtype: of ``"hidden"``: the same, or None for the one they come in.
         temperatures: for which log_z is stored, the first also what is sampled at; empty where
             no kind depends on one.
         proposal_exponent: tau of what is sampled.
         seed: of what is sampled.
         hidden_layers: numbers in the tuple ``hidden_states`` of ``transformers``.
-        hidden_dtype: of these: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
+        hidden_dtype: of these: the same three or ``"int8"``.
         shard_bytes: size at which a shard is closed.
         fingerprints: where the cache comes from.
         num_parts: parts in which it was captured, one after another in the cache: part p is
