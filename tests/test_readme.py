@@ -25,7 +25,9 @@ def test_the_fidelity_page_is_that_of_the_committed_results():
         check_block(ROOT / FIDELITY, name, block)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_named_files_and_tests_exist(page):
     text = page.read_text("utf-8")
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)

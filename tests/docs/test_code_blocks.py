@@ -1,16 +1,18 @@
 """Every code block of the README and of the pages in docs/ runs, or says why it does not."""
 
+import sys
+
 import pytest
 from code_blocks import ROOT, BlockError, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_of_a_page_runs(page, tmp_path):
     """One after another; ``pytest -s`` shows what is not run, and why."""
     for reason in run_page(page, tmp_path):
-        print(reason)
+        sys.stdout.write(f"{reason}\n")
 
 
 def page_of(folder, text):
