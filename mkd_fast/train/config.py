@@ -30,11 +30,13 @@ class RunConfig:
         folder: everything the run writes, relative to the working directory.
         seed: of shuffling, dropout and new weights.
         device: "auto" takes a GPU where there is one.
+        trackers: "tensorboard", "wandb": where training can be watched besides metrics.jsonl.
     """
 
     folder: str = "runs/run"
     seed: int = 0
     device: str = "auto"
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
 @dataclass(frozen=True)

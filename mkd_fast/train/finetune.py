@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mkd_fast.train.config import Config
 from mkd_fast.train.forward import prove_packing
 from mkd_fast.train.loop import FitResult, fit
 from mkd_fast.train.recipe import decisive_settings
+from mkd_fast.train.step_log import Sink
 from mkd_fast.train.task_kinds import TaskKind
 
 
@@ -44,7 +46,13 @@ class FinetunedTeacher:
 
 
 def finetuned_teacher(
-    model: str, text: Text, kind: TaskKind, config: Config, device: torch.device, name: str
+    model: str,
+    text: Text,
+    kind: TaskKind,
+    config: Config,
+    device: torch.device,
+    name: str,
+    sinks: Sequence[Sink] = (),
 ) -> FinetunedTeacher:
     """Fine-tune a pretrained model on labelled text, or find that this was done before.
 
@@ -56,6 +64,7 @@ def finetuned_teacher(
             and text, whether an earlier teacher is the same one.
         device: where it is trained.
         name: in metric rows and progress lines.
+        sinks: each gets the metric rows as well.
     """
     with models.told_by_name(model):
         fingerprint = fingerprint_model(model) if Path(model).is_dir() else model
@@ -93,6 +102,7 @@ def finetuned_teacher(
         name=name,
         checkpoint_path=checkpoint_path,
         metrics_path=teacher.metrics_path,
+        sinks=sinks,
         seed=config.run.seed,
     )
     write_json(teacher.home / "fit.json", vars(result))

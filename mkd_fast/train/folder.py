@@ -11,8 +11,9 @@ from mkd_fast.train import corpus as corpora
 from mkd_fast.train.config import Config
 from mkd_fast.train.recipe import to_dict
 
-# The folder may have moved, and memory decides how a teacher runs, not what it says.
-_OF_NO_EFFECT = {("run", "folder"), ("capture", "max_memory")}
+# The folder may have moved, memory decides how a teacher runs, not what it says, and a run may be
+# watched from its middle on.
+_OF_NO_EFFECT = {("run", "folder"), ("run", "trackers"), ("capture", "max_memory")}
 
 
 def claim_folder(folder: Path, config: Config) -> None:

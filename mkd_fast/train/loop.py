@@ -24,7 +24,7 @@ from mkd_fast.train import checkpoint
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast
 from mkd_fast.train.prefetch import prefetch
-from mkd_fast.train.step_log import StepLog
+from mkd_fast.train.step_log import Sink, StepLog
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def fit(
     name: str,
     checkpoint_path: Path | None = None,
     metrics_path: Path | None = None,
+    sinks: Sequence[Sink] = (),
     seed: int,
     after_step: Callable[[FitResult], None] | None = None,
     shows_progress: bool = True,
@@ -86,6 +87,7 @@ def fit(
             writes none.
         metrics_path: JSONL; one row every ``config.log_every`` steps and with every checkpoint;
             None writes none.
+        sinks: each gets these rows as well.
         seed: of dropout.
         after_step: called after each step with what there was so far. Its time is not counted, and
             it may evaluate the model, if it leaves the random state as it is.
@@ -106,7 +108,7 @@ def fit(
         done = FitResult(**(checkpoint.restore(checkpoint_path, model, optimizer) or {}))
     result = done
     started = time.monotonic() - done.seconds
-    log = StepLog(metrics_path, name, done.steps, device)
+    log = StepLog(metrics_path, name, done.steps, device, len(rows), sinks)
     steps = prefetch(task.read, rows[done.steps :])
     model.train()
     with closing(steps), progress.bar(name, len(rows), done.steps, shown=shows_progress) as bar:

@@ -47,7 +47,9 @@ from mkd_fast.train.folder import claim_folder
 from mkd_fast.train.forward import prove_packing
 from mkd_fast.train.kinds import kind_of
 from mkd_fast.train.loop import FitResult, Task, fit
+from mkd_fast.train.recipe import to_dict
 from mkd_fast.train.task_kinds import Examined, Teaching
+from mkd_fast.train.tracking import Tracking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,6 +77,7 @@ class Run:
         ValueError: the folder holds other files, or the run of another recipe; the message names
             one, or what differs.
         OSError: the folder cannot be written.
+        RuntimeError: a tracker is not installed.
     """
 
     def __init__(self, config: Config) -> None:
@@ -83,6 +86,7 @@ class Run:
         self.folder = Path(config.run.folder)
         self.device = choose_device(config.run.device)
         self.metrics_path = self.folder / "metrics.jsonl"
+        self.tracking = Tracking(config.run.trackers, self.folder, to_dict(config))
         claim_folder(self.folder, config)
 
     @cached_property
@@ -161,7 +165,13 @@ class Run:
         depth, num_layers = self.config.student.depth, self.config.student.num_layers or None
         self._choose_layers("first" if depth == "importance" else depth, num_layers)
         return finetuned_teacher(
-            model, self.corpus.train, self.kind, self.config, self.device, SHOWN_AS[TEACHER]
+            model,
+            self.corpus.train,
+            self.kind,
+            self.config,
+            self.device,
+            SHOWN_AS[TEACHER],
+            sinks=(self.tracking.write,),
         )
 
     @cached_property
@@ -303,6 +313,7 @@ class Run:
         folder = self.folder / name
         if folder.exists():
             return folder
+        self.tracking.start()  # a fault of it is told before hours of work
         config, spec = self.config.train, self.config.loss
         model = self._loaded(self.copied)
         if name == SCRATCH:
@@ -319,6 +330,7 @@ class Run:
             name=SHOWN_AS[name],
             checkpoint_path=self.folder / "checkpoints" / f"{name}.pt",
             metrics_path=self.metrics_path,
+            sinks=(self.tracking.write,),
             seed=self.config.run.seed,
         )
         write_json(self.folder / "fits" / f"{name}.json", vars(result))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +49,10 @@ def distill(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> D
 
 def train(run: Run) -> None:
     """Everything up to the trained student and, if the recipe asks for it, its rival."""
-    run.trained(STUDENT)
-    if run.config.scratch.enabled:
-        run.trained(SCRATCH)
+    with closing(run.tracking):
+        run.trained(STUDENT)
+        if run.config.scratch.enabled:
+            run.trained(SCRATCH)
 
 
 def evaluate(run: Run) -> DistillResult:

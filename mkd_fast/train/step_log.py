@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from mkd_fast.files import make_folder, write_atomically, writing_into
 from mkd_fast.losses import LossOutput
 
 T = TypeVar("T")
+Sink = Callable[[Mapping[str, Any]], None]
 _TERMS = ("loss", "kd", "ce", "hidden", "grad_norm")
 
 
@@ -27,6 +28,8 @@ class StepLog:
         model: the name in the rows.
         done_steps: steps that a checkpoint already covers.
         device: where losses live.
+        num_steps: of the whole loop, written into each row.
+        sinks: get each row as well.
 
     Attributes:
         is_broken: float32 ``[]`` on the device, 1 from the first step on whose loss or gradient
@@ -35,9 +38,16 @@ class StepLog:
     """
 
     def __init__(
-        self, path: Path | None, model: str, done_steps: int, device: torch.device
+        self,
+        path: Path | None,
+        model: str,
+        done_steps: int,
+        device: torch.device,
+        num_steps: int = 0,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         self._path, self._model = path, model
+        self._num_steps, self._sinks = num_steps, sinks
         self._step = self._written_step = done_steps
         self._sums = torch.zeros(len(_TERMS), device=device)
         self._broken_step = torch.zeros((), dtype=torch.int64, device=device)
@@ -89,9 +99,12 @@ class StepLog:
         speed = (self.tokens - self._tokens_before) / seconds
         row = {"model": self._model, "step": self._step, **means, "learning_rate": learning_rate}
         row |= {"tokens_per_s": speed, "wait_share": self._wait_seconds / seconds}
+        row |= {"num_steps": self._num_steps, "seconds": seconds}
         if self._path is not None:
             with writing_into(self._path.parent), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        for sink in self._sinks:
+            sink(row)
         self._sums.zero_()
         self._written_step, self._tokens_before = self._step, self.tokens
         self._wait_seconds, self._since = 0.0, time.monotonic()

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(set(FOLDER.glob("*.toml")) - set(FOLDER.glob("study_*.toml")))
 # A value other than the default for every key, as TOML gives it.
 EVERY_KEY = {
-    "run": {"folder": "here", "seed": 3, "device": "cpu"},
+    "run": {"folder": "here", "seed": 3, "device": "cpu", "trackers": ["wandb"]},
     "task": {"kind": "token_classification"},
     "data": {
         "source": "hub",
