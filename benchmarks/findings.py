@@ -1,5 +1,6 @@
 """Single numbers with their spread and the budget they have to hold."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -54,8 +55,15 @@ class Finding:
             budget, holds = f"<= {at_most:g}", median <= at_most
         return cls(case, measure, fifths[0], median, fifths[3], len(values), budget, holds)
 
+    @classmethod
+    def absent(cls, case: str, why: str) -> Self:
+        """What could not be measured here, for example since it is not installed."""
+        return cls(case, why, math.nan, math.nan, math.nan, 0)
+
     def line(self) -> str:
         """For people."""
+        if not self.num_rounds:
+            return f"{self.case}: {self.measure}"
         found = f"{self.case}: {self.p50:,.3g} ({self.p20:,.3g} to {self.p80:,.3g}) {self.measure}"
         if self.holds is None:
             return found

@@ -40,7 +40,13 @@ def _cache(device: torch.device, *, is_tiny: bool) -> Iterator[Finding]:
     return cache.measure(device, is_tiny=is_tiny)
 
 
-PARTS = {"cache": _cache}
+def _train(device: torch.device, *, is_tiny: bool) -> Iterator[Finding]:
+    from mkd_fast.benchmarks import train
+
+    return train.measure(device, is_tiny=is_tiny)
+
+
+PARTS = {"cache": _cache, "train": _train}
 
 
 def bench(
