@@ -51,12 +51,8 @@ class TokenisedText:
     def fingerprint(self) -> str:
         """The sha256 (hex) of token ids, offsets and labels."""
         digest = hashlib.sha256()
-        for array in (
-            self.ids.astype("<i4"),
-            self.offsets.astype("<i8"),
-            self.labels.astype("<i8"),
-        ):
-            digest.update(array.tobytes())
+        for array, dtype in ((self.ids, "<i4"), (self.offsets, "<i8"), (self.labels, "<i8")):
+            digest.update(np.ascontiguousarray(array, dtype).data)  # no copy where it is so already
         return digest.hexdigest()
 
     def row(self, row: int) -> npt.NDArray[np.int32]:

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from mkd_fast import progress
-from mkd_fast.data import Text
+from mkd_fast.data import Text, TokenisedText
 from mkd_fast.data.feeding import feeding
 from mkd_fast.files import read_json, write_json
 from mkd_fast.packaged import home_folder
@@ -21,6 +22,9 @@ from mkd_fast.train.loop import FitResult, fit
 from mkd_fast.train.recipe import decisive_settings
 from mkd_fast.train.step_log import Sink
 from mkd_fast.train.task_kinds import TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def finetuned_teacher(
     config: Config,
     device: torch.device,
     name: str,
+    tokenise: Callable[["PreTrainedTokenizerFast"], TokenisedText],
     sinks: Sequence[Sink] = (),
 ) -> FinetunedTeacher:
     """Fine-tune a pretrained model on labelled text, or find that this was done before.
@@ -64,6 +69,7 @@ def finetuned_teacher(
             and text, whether an earlier teacher is the same one.
         device: where it is trained.
         name: in metric rows and progress lines.
+        tokenise: the text, by a tokenizer.
         sinks: each gets the metric rows as well.
     """
     with models.told_by_name(model):
@@ -89,7 +95,7 @@ def finetuned_teacher(
     progress.say(f"teacher: fine-tuning {model}")
     learner = kind.load(model, text.label_names, new_head_seed=config.run.seed)
     tokenizer = models.load_tokenizer(model)
-    tokens = kind.tokenise(text, tokenizer)
+    tokens = tokenise(tokenizer)
     if kind.starts_at_label_shares:
         models.start_at_label_shares(learner, tokens.labels)
     prove_packing(learner, tokens, config.finetune.packing)

@@ -32,7 +32,7 @@ def claim_folder(folder: Path, config: Config) -> None:
         if others:
             raise checks.folder_of_other_files(folder, min(others))
     elif differing := _differing(found["config"], resolved):
-        if others - {"data"}:
+        if others - {"data", "tokens"}:
             raise checks.folder_of_another_run(folder, differing)
         corpora.discard(folder / "data")  # no more is made yet: the recipe may change
     else:

@@ -6,7 +6,7 @@ makes it, and whatever it needs before it, from its last checkpoint.
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from mkd_fast.checks import train as checks
 from mkd_fast.data import TokenisedText
 from mkd_fast.data.batches import EvaluationBatches
 from mkd_fast.data.feeding import feeding
+from mkd_fast.data.token_files import mapped_tokens
 from mkd_fast.evaluate.report import ModelResult, count_parameters, folder_size_bytes
 from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.files import read_json, write_json
@@ -52,12 +53,14 @@ from mkd_fast.train.task_kinds import Examined, Teaching
 from mkd_fast.train.tracking import Tracking
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from mkd_fast.teacher.streamed import StreamedTeacher
 
 # The models of a run by the names of their folders, and what tables and plots call them.
 TEACHER, COPIED, STUDENT, SCRATCH = "teacher", "copied", "student", "scratch"
+# Settings of [data] on which tokens depend.
+_DECIDING_TOKENS = ("text_prefix", "max_length", "num_maskings", "mask_share")
 ORIGINS = "origins.md"  # in the folder of the copied one
 SHOWN_AS = {
     TEACHER: "teacher",
@@ -171,6 +174,7 @@ class Run:
             self.config,
             self.device,
             SHOWN_AS[TEACHER],
+            self._tokens,
             sinks=(self.tracking.write,),
         )
 
@@ -184,10 +188,40 @@ class Run:
     @cached_property
     def teacher_text(self) -> TokenisedText:
         """The training text in the teacher's token ids."""
-        tokens = self.kind.tokenise(self.corpus.train, models.load_tokenizer(self.teacher_folder))
+        tokens = self._tokens(models.load_tokenizer(self.teacher_folder))
         if lost := self.kind.what_is_lost(tokens):
             progress.say(f"data: in training, {lost}")
         return tokens
+
+    def _tokens(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        make: Callable[[], TokenisedText] | None = None,
+        **also: str,
+    ) -> TokenisedText:
+        """The training text in some tokenizer's ids, from the files that hold them.
+
+        Args:
+            tokenizer: of teacher or student.
+            make: how they are made, if not by tokenising.
+            also: what they are then made of.
+        """
+        corpus, kind, config = self.corpus, self.kind, self.config
+        what = {
+            "text": corpus.train.fingerprint,
+            "tokenizer": fingerprint_tokenizer(tokenizer),
+            "chat_template": fingerprint_chat_template(tokenizer),
+            "task": config.task.kind,
+            "settings": [getattr(config.data, name) for name in _DECIDING_TOKENS],
+            "seed": config.run.seed,
+            **also,
+        }
+        return mapped_tokens(
+            self.folder / "tokens",
+            what,
+            make or (lambda: kind.tokenise(corpus.train, tokenizer)),
+            lambda why: progress.say(f"data: {why}"),
+        )
 
     def _loaded(self, folder: str | Path) -> "PreTrainedModel":
         return self.kind.load(str(folder), self.corpus.train.label_names)
@@ -349,9 +383,15 @@ class Run:
         )
         gc.collect()  # the teacher that made the cache
         tokenizer = models.load_tokenizer(str(self.copied))
-        text = self.kind.student_text(
-            self.corpus.train, self.teacher_text, tokenizer, self.token_map
-        )
+        text = self.teacher_text
+        if self.token_map is not None:
+            text = self._tokens(
+                tokenizer,
+                lambda: self.kind.student_text(
+                    self.corpus.train, self.teacher_text, tokenizer, self.token_map
+                ),
+                teacher_text=self.teacher_text.fingerprint,
+            )
         prove_packing(model, text, config.packing)
         fed = feeding(
             config.packing,

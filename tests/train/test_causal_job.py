@@ -231,3 +231,12 @@ def test_packed_steps_cost_what_padded_ones_do(recipe):
     budget = 64 * torch.finfo().eps
     for ours, wanted in zip(vars(packed).values(), vars(padded).values(), strict=True):
         assert ours.item() == pytest.approx(wanted.item(), rel=budget)
+
+
+def test_a_restart_does_not_tokenise_again(causal, monkeypatch):
+    monkeypatch.setattr("mkd_fast.train.causal_lm.causal_text", pytest.fail)
+    run = Run(load(causal.folder.parent / "recipe.toml", LONGER))
+    student = models.load_language_model(str(run.copied), run.kind.auto_class)
+    task = run._distill_task(student, run.config.train, run.config.loss)
+    assert task.text.fingerprint != run.teacher_text.fingerprint  # in ids of its own
+    assert len(list((causal.folder / "tokens").iterdir())) == 2
