@@ -101,5 +101,5 @@ def train(
 def metric_rows(path: Path) -> list[dict[str, Any]]:
     """Metric rows without what the clock decides."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    timed = ("tokens_per_s", "wait_share", "seconds")
+    timed = ("tokens_per_s", "wait_share", "seconds", "peak_share", "peak_memory_bytes")
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]

@@ -23,6 +23,7 @@ from mkd_fast.teacher.cache import CachedBatch
 from mkd_fast.train import checkpoint
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast
+from mkd_fast.train.gauge import Gauge
 from mkd_fast.train.prefetch import prefetch
 from mkd_fast.train.step_log import Sink, StepLog
 
@@ -108,7 +109,8 @@ def fit(
         done = FitResult(**(checkpoint.restore(checkpoint_path, model, optimizer) or {}))
     result = done
     started = time.monotonic() - done.seconds
-    log = StepLog(metrics_path, name, done.steps, device, len(rows), sinks)
+    gauge = Gauge(model, device, config.precision)
+    log = StepLog(metrics_path, name, done.steps, device, len(rows), sinks, gauge)
     steps = prefetch(task.read, rows[done.steps :])
     model.train()
     with closing(steps), progress.bar(name, len(rows), done.steps, shown=shows_progress) as bar:
@@ -121,7 +123,7 @@ def fit(
             log.see(number, host_step.batch, out, grad_norm)
             optimizer.found_inf = log.is_broken  # type: ignore[attr-defined]  # fused: no move
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(number, len(rows), config.warmup)
+                group["lr"] = config.learning_rate_at(number, len(rows))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             is_saved = number == len(rows) or number % config.checkpoint_every == 0
@@ -152,14 +154,6 @@ def to_device(value: T, device: torch.device) -> T:
         moved = {f.name: to_device(getattr(value, f.name), device) for f in fields(value)}
         return replace(value, **moved)
     return value
-
-
-def schedule(step: int, total_steps: int, warmup: float) -> float:
-    """Share of the peak learning rate at a step (from 1): linear up, then linear down to zero."""
-    warmup_steps = max(1, round(warmup * total_steps))
-    if step <= warmup_steps:
-        return step / warmup_steps
-    return (total_steps - step + 1) / (total_steps - warmup_steps + 1)
 
 
 def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

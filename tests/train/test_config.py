@@ -48,6 +48,8 @@ EVERY_KEY = {
     "finetune": {
         "epochs": 1,
         "batch_size": 2,
+        "schedule": "wsd",
+        "decay": 0.25,
         "learning_rate": 0.5,
         "warmup": 0.0,
         "weight_decay": 0.25,

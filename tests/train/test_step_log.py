@@ -53,7 +53,13 @@ def test_a_row_holds_means_since_the_one_before(path):
     assert (first["grad_norm"], first["learning_rate"]) == (1.5, 0.5)
     assert (second["step"], second["loss"], second["learning_rate"]) == (3, 7.0, 0.25)
     assert 0 <= first["wait_share"] <= 1
-    assert set(shown) == {"loss", "kd", "ce", "tokens/s"}  # a term that is not used is not shown
+    assert set(shown) == {
+        "loss",
+        "kd",
+        "ce",
+        "tokens/s",
+        "% waiting",
+    }  # a term that is not used is not shown
 
 
 def test_tokens_are_the_real_ones(path):
