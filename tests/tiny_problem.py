@@ -70,12 +70,7 @@ class Problem:
         mask = torch.ones_like(input_ids)
         return Step(Batch(input_ids, mask, input_ids[:, 0] % 3, sample_ids))
 
-    def num_counted(self, step: Step) -> int:
-        return len(step.batch.labels)
-
-    def loss(
-        self, model: Model, step: Step, num_counted: Tensor | float | None = None
-    ) -> LossOutput:
+    def loss(self, model: Model, step: Step) -> LossOutput:
         self.model = model
         number = self.first_step + len(self.before_step)
         self.before_step[number] = model.weights()
@@ -106,5 +101,5 @@ def train(
 def metric_rows(path: Path) -> list[dict[str, Any]]:
     """Metric rows without what the clock decides."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    timed = ("tokens_per_s", "wait_share", "seconds")
+    timed = ("tokens_per_s", "wait_share", "seconds", "peak_share", "peak_memory_bytes")
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]

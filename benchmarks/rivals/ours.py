@@ -23,10 +23,8 @@ class _LabelTask(DistillTask):
 
     losses: list[Tensor] = field(default_factory=list)
 
-    def loss(
-        self, model: nn.Module, step: Step, num_counted: Tensor | float | None = None
-    ) -> LossOutput:
-        out = super().loss(model, step, num_counted)
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
+        out = super().loss(model, step)
         self.losses.append(out.loss.detach())
         return out
 
@@ -42,16 +40,12 @@ class _NextTokenTask(_LabelTask):
         target = self.cache.batch(rows, keep=self.keep)
         return Step(batch, target.at(_with_next(batch.attention_mask)))
 
-    def num_counted(self, step: Step) -> int:
-        return len(_with_next(step.batch.attention_mask))
-
-    def loss(self, model: Any, step: Step, num_counted: Tensor | float | None = None) -> LossOutput:
+    def loss(self, model: Any, step: Step) -> LossOutput:
         batch, target = step.batch, step.target
         assert target is not None, "read() gives every step its target"
         states = model.model(batch.input_ids, batch.attention_mask, use_cache=False)[0]
         states = states.flatten(0, 1)[_with_next(batch.attention_mask)].float()
-        weight, spec = model.lm_head.weight, self.spec
-        out = linear_kd_loss(states, weight, target.teacher, num_tokens=num_counted, spec=spec)
+        out = linear_kd_loss(states, model.lm_head.weight, target.teacher, spec=self.spec)
         self.losses.append(out.loss.detach())
         return out
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from mkd_fast.data.batches import length_grouped_batches
 from mkd_fast.losses import LossOutput, LossSpec
@@ -79,15 +79,9 @@ class SomeSteps:
         """As the task does."""
         return self.task.read(rows)
 
-    def num_counted(self, step: Step) -> int:
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """As the task does."""
-        return self.task.num_counted(step)
-
-    def loss(
-        self, model: nn.Module, step: Step, num_counted: Tensor | float | None = None
-    ) -> LossOutput:
-        """As the task does."""
-        return self.task.loss(model, step, num_counted)
+        return self.task.loss(model, step)
 
 
 def task_of(

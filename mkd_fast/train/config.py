@@ -18,6 +18,7 @@ from mkd_fast.student.depth import DEPTHS
 from mkd_fast.student.width import WIDTHS
 from mkd_fast.teacher.cache.kinds import parse_keep
 from mkd_fast.train.recipe import built, load_as
+from mkd_fast.train.schedule import Shape, share_of_peak
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -125,11 +126,10 @@ class OptimConfig:
     Args:
         epochs: passes over the training text.
         batch_size: sentences a step.
-        accumulate: parts that a step's sentences are taken in, one after the other: gradients are
-            those of the whole, in the memory of a part.
-        learning_rate: the peak; warmed up linearly over ``warmup`` of the steps, then decayed
-            linearly to zero.
-        warmup: share of the steps, in [0, 1].
+        learning_rate: the peak.
+        schedule: how the rate goes: "linear", "cosine", "wsd" or "constant", see ``schedule.py``.
+        warmup: share of the steps in which it rises, in [0, 1].
+        decay: share of the steps in which it falls under "wsd", in [0, 1].
         weight_decay: AdamW's, on matrices only.
         max_grad_norm: gradients are clipped to this norm.
         precision: "auto" is bfloat16 autocast where the device computes faster in it.
@@ -142,9 +142,10 @@ class OptimConfig:
 
     epochs: int = 3
     batch_size: int = 32
-    accumulate: int = 1
     learning_rate: float = 5e-5
+    schedule: Shape = "linear"
     warmup: float = 0.1
+    decay: float = 0.1
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     precision: Precision = "auto"
@@ -153,21 +154,29 @@ class OptimConfig:
     checkpoint_every: int = 100
     log_every: int = 10
 
-    AS_BEFORE: ClassVar[Mapping[str, Any]] = {
+    AS_BEFORE: ClassVar[Mapping[str, Any]] = {  # see recipe.decisive_settings
         "packing": 0,
-        "accumulate": 1,
-    }  # see recipe.decisive_settings
+        "schedule": "linear",
+        "decay": 0.1,  # which "linear" does not look at
+    }
 
     def __post_init__(self) -> None:
         place = "recipe: [finetune], [train]"
         for key in ("epochs", "batch_size", "learning_rate", "max_grad_norm"):
             checks.positive(place, key, getattr(self, key))
-        for key in ("accumulate", "checkpoint_every", "log_every"):
+        for key in ("checkpoint_every", "log_every"):
             checks.positive(place, key, getattr(self, key))
         for key in ("weight_decay", "packing"):
             checks.not_negative(place, key, getattr(self, key))
-        if not 0.0 <= self.warmup <= 1.0:
-            raise checks.share_out_of_range(place, "warmup", self.warmup)
+        for key in ("warmup", "decay"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                raise checks.share_out_of_range(place, key, getattr(self, key))
+
+    def learning_rate_at(self, step: int, num_steps: int) -> float:
+        """The learning rate of a step (from 1)."""
+        warmup, decay = self.warmup, self.decay
+        share = share_of_peak(step, num_steps, self.schedule, warmup=warmup, decay=decay)
+        return self.learning_rate * share
 
 
 @dataclass(frozen=True)

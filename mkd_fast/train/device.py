@@ -35,10 +35,13 @@ def computes_faster_in_bfloat16(device: torch.device) -> bool:
     )
 
 
+def is_bfloat16(device: torch.device, precision: Precision) -> bool:
+    """Whether matrix products are in bfloat16: as asked, or where the device is good at it."""
+    return precision == "bfloat16" or (precision == "auto" and computes_faster_in_bfloat16(device))
+
+
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
     """Autocast to bfloat16 where ``precision`` asks for it or the device is good at it."""
-    if precision == "auto":
-        precision = "bfloat16" if computes_faster_in_bfloat16(device) else "float32"
-    if precision == "float32":
+    if not is_bfloat16(device, precision):
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mkd_fast import progress
 from mkd_fast.data import Text, TokenisedText
@@ -48,9 +48,7 @@ class TokenLabelTask(LabelTask):
         """The padded batch."""
         return Step(labelled_only(self.feeding.collate(self.text, rows)))
 
-    def loss(
-        self, model: nn.Module, step: Step, num_counted: Tensor | float | None = None
-    ) -> LossOutput:
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """The mean over the tokens that have a label."""
         ids_M = step.batch.labels
         zeros_M = torch.zeros(len(ids_M), device=ids_M.device)
@@ -62,7 +60,6 @@ class TokenLabelTask(LabelTask):
             head.weight,
             certain,
             student_bias=head.bias,
-            num_tokens=num_counted,
             spec=LossSpec(softcap=behind.softcap, logit_scale=behind.scale, teacher_softcap=None),
         )
         nothing = torch.zeros_like(out.kd)
@@ -80,9 +77,7 @@ class TokenDistillTask(DistillTask):
         batch = labelled_only(step.batch)
         return Step(batch, step.target.at(batch.positions))
 
-    def loss(
-        self, model: nn.Module, step: Step, num_counted: Tensor | float | None = None
-    ) -> LossOutput:
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """``linear_kd_loss`` of the tokens that have a label."""
         assert step.target is not None, "read() gives every step its target"
         teacher, spec = step.target.teacher, self._spec_of(model)
@@ -97,7 +92,6 @@ class TokenDistillTask(DistillTask):
             head.bias,
             student_layers=layers,
             teacher_layers=step.target.hidden,
-            num_tokens=num_counted,
             spec=spec,
         )
 

@@ -9,22 +9,21 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mkd_fast import progress
+from mkd_fast.checks import train as checks
 from mkd_fast.data.batches import Batch
 from mkd_fast.losses import LossOutput
 from mkd_fast.teacher.cache import CachedBatch
 from mkd_fast.train import checkpoint
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast
-from mkd_fast.train.optimizer import freeze, make_optimizer
+from mkd_fast.train.gauge import Gauge
 from mkd_fast.train.prefetch import prefetch
 from mkd_fast.train.step_log import Sink, StepLog
 
@@ -38,32 +37,16 @@ class Step:
 
 
 class Task(Protocol):
-    """What is trained for: which rows make a step, how they are read, and their loss.
-
-    A step may be taken in parts, each read and differentiated by itself. What a loss is the mean
-    over is then counted over all parts of the step, on the host, before the first of them.
-    """
+    """What is trained for: which rows make a step, how they are read, and their loss."""
 
     def batches(self, epoch: int) -> Sequence[Sequence[int]]:
         """The rows of each step of an epoch; the same at every call."""
 
     def read(self, rows: Sequence[int]) -> Step:
-        """A step or a part of one, on the host. Called by a thread, ahead of its turn."""
+        """A step, on the host. Called by a thread, ahead of its turn."""
 
-    def num_counted(self, step: Step) -> int:
-        """The samples or tokens whose losses count. The step is on the host."""
-
-    def loss(
-        self, model: nn.Module, step: Step, num_counted: Tensor | float | None = None
-    ) -> LossOutput:
-        """The loss of a step that is on the model's device.
-
-        Args:
-            model: what is trained.
-            step: a whole step, or a part.
-            num_counted: what the sum over the samples or tokens that count is divided by, at least
-                1: those of the whole step, of all processes; None: those of this part.
-        """
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
+        """The loss of a step that is on the model's device."""
 
 
 @dataclass(frozen=True)
@@ -119,30 +102,28 @@ def fit(
     torch.manual_seed(seed)
     device = next(model.parameters()).device
     rows = [rows for epoch in range(config.epochs) for rows in task.batches(epoch)]
-    freeze(model, config.freeze)
-    optimizer = make_optimizer(model, config)
+    optimizer = _optimizer(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     done = FitResult()
     if checkpoint_path is not None:
         done = FitResult(**(checkpoint.restore(checkpoint_path, model, optimizer) or {}))
     result = done
     started = time.monotonic() - done.seconds
-    log = StepLog(metrics_path, name, done.steps, device, len(rows), sinks)
-    steps = prefetch(partial(read_parts, task, config.accumulate), rows[done.steps :])
+    gauge = Gauge(model, device, config.precision)
+    log = StepLog(metrics_path, name, done.steps, device, len(rows), sinks, gauge)
+    steps = prefetch(task.read, rows[done.steps :])
     model.train()
     with closing(steps), progress.bar(name, len(rows), done.steps, shown=shows_progress) as bar:
-        for number, (parts, num_counted) in enumerate(log.timed(steps), start=done.steps + 1):
-            for part in parts:
-                step = to_device(part, device)
-                with autocast(device, config.precision):
-                    out = task.loss(model, step, num_counted)
-                out.loss.backward()
-                log.add(part.batch, out)
+        for number, host_step in enumerate(log.timed(steps), start=done.steps + 1):
+            step = to_device(host_step, device)
+            with autocast(device, config.precision):
+                out = task.loss(model, step)
+            out.loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-            log.see(number, grad_norm)
+            log.see(number, host_step.batch, out, grad_norm)
             optimizer.found_inf = log.is_broken  # type: ignore[attr-defined]  # fused: no move
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(number, len(rows), config.warmup)
+                group["lr"] = config.learning_rate_at(number, len(rows))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             is_saved = number == len(rows) or number % config.checkpoint_every == 0
@@ -156,13 +137,6 @@ def fit(
                 started = time.monotonic() - result.seconds
     model.eval()
     return result
-
-
-def read_parts(task: Task, num_parts: int, rows: Sequence[int]) -> tuple[list[Step], float]:
-    """A step in parts of about as many rows, and what its loss is the mean over, at least 1."""
-    cuts = [len(rows) * part // num_parts for part in range(num_parts + 1)]
-    parts = [task.read(rows[a:b]) for a, b in pairwise(cuts) if a < b]
-    return parts, float(max(sum(map(task.num_counted, parts)), 1))
 
 
 T = TypeVar("T")
@@ -182,9 +156,18 @@ def to_device(value: T, device: torch.device) -> T:
     return value
 
 
-def schedule(step: int, total_steps: int, warmup: float) -> float:
-    """Share of the peak learning rate at a step (from 1): linear up, then linear down to zero."""
-    warmup_steps = max(1, round(warmup * total_steps))
-    if step <= warmup_steps:
-        return step / warmup_steps
-    return (total_steps - step + 1) / (total_steps - warmup_steps + 1)
+def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW; matrices decay, vectors (biases, norms) do not, frozen ones take no part."""
+    named = dict(model.named_parameters())
+    for beginning in config.freeze:
+        frozen = [name for name in named if f".{beginning}" in f".{name}"]
+        if not frozen:
+            raise checks.nothing_to_freeze(beginning, named)
+        for name in frozen:
+            named[name].requires_grad_(False)
+    trained = [p for p in named.values() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

@@ -13,6 +13,7 @@ from mkd_fast.checks import train as checks
 from mkd_fast.data.batches import Batch
 from mkd_fast.files import make_folder, write_atomically, writing_into
 from mkd_fast.losses import LossOutput
+from mkd_fast.train.gauge import Gauge
 
 T = TypeVar("T")
 Sink = Callable[[Mapping[str, Any]], None]
@@ -30,6 +31,7 @@ class StepLog:
         device: where losses live.
         num_steps: of the whole loop, written into each row.
         sinks: get each row as well.
+        gauge: of speed and memory, read for each row; None: no such columns.
 
     Attributes:
         is_broken: float32 ``[]`` on the device, 1 from the first step on whose loss or gradient
@@ -45,15 +47,14 @@ class StepLog:
         device: torch.device,
         num_steps: int = 0,
         sinks: Sequence[Sink] = (),
+        gauge: Gauge | None = None,
     ) -> None:
         self._path, self._model = path, model
-        self._num_steps, self._sinks = num_steps, sinks
+        self._num_steps, self._sinks, self._gauge = num_steps, sinks, gauge
         self._step = self._written_step = done_steps
         self._sums = torch.zeros(len(_TERMS), device=device)
         self._broken_step = torch.zeros((), dtype=torch.int64, device=device)
         self._samples: dict[int, list[int]] = {}
-        self._parts: list[Tensor] = []
-        self._sample_ids: list[int] = []
         self._wait_seconds = 0.0
         self._tokens_before = self.tokens = 0
         self._since = time.monotonic()
@@ -74,22 +75,18 @@ class StepLog:
             self._wait_seconds += time.monotonic() - started
             yield step
 
-    def add(self, batch: Batch, out: LossOutput) -> None:
-        """Take note of a step, or of a part of it whose loss adds up with the others'."""
-        self._parts.append(torch.stack([out.loss.detach(), out.kd, out.ce, out.hidden]))
-        self._sample_ids += batch.sample_ids.tolist()
-        self.tokens += int(batch.attention_mask.sum())
-
-    def see(self, step: int, grad_norm: Tensor) -> None:
-        """Close the step before the optimizer moves; nothing here waits for the device."""
-        terms = torch.cat([torch.stack(self._parts).sum(0), grad_norm[None]])
+    def see(self, step: int, batch: Batch, out: LossOutput, grad_norm: Tensor) -> None:
+        """Take note of a step before the optimizer moves; nothing here waits for the device."""
+        terms = torch.stack([out.loss.detach(), out.kd, out.ce, out.hidden, grad_norm])
         self._sums += terms
         self.is_broken = torch.maximum(self.is_broken, (~terms.isfinite().all()).float())
         is_first = (self._broken_step == 0) & (self.is_broken > 0)
         self._broken_step = torch.where(is_first, step, self._broken_step)
         self._step = step
-        self._samples[step] = self._sample_ids
-        self._parts, self._sample_ids = [], []
+        self._samples[step] = batch.sample_ids.tolist()
+        self.tokens += int(batch.attention_mask.sum())
+        if self._gauge is not None:
+            self._gauge.see(batch)
 
     def check(self) -> None:
         """Raise FloatingPointError if a step since the last check was not finite."""
@@ -108,6 +105,8 @@ class StepLog:
         row = {"model": self._model, "step": self._step, **means, "learning_rate": learning_rate}
         row |= {"tokens_per_s": speed, "wait_share": self._wait_seconds / seconds}
         row |= {"num_steps": self._num_steps, "seconds": seconds}
+        gauged = {} if self._gauge is None else self._gauge.read(seconds)
+        row |= gauged
         if self._path is not None:
             with writing_into(self._path.parent), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -115,9 +114,14 @@ class StepLog:
             sink(row)
         self._sums.zero_()
         self._written_step, self._tokens_before = self._step, self.tokens
-        self._wait_seconds, self._since = 0.0, time.monotonic()
         shown = {name: value for name, value in means.items() if value and name != "grad_norm"}
-        return {**shown, "tokens/s": speed}
+        shown |= {"tokens/s": speed, "% waiting": 100 * self._wait_seconds / seconds}
+        if "peak_share" in gauged:
+            shown["% of peak"] = 100 * gauged["peak_share"]
+        if gauged:
+            shown["GB at most"] = gauged["peak_memory_bytes"] / 1e9
+        self._wait_seconds, self._since = 0.0, time.monotonic()
+        return shown
 
 
 def _drop_rows_beyond(path: Path, model: str, step: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from mkd_fast.data.feeding import PLAIN, Feeding
@@ -42,21 +42,13 @@ class LabelTask:
         """The padded batch."""
         return Step(self.feeding.collate(self.text, rows))
 
-    def num_counted(self, step: Step) -> int:
-        """The samples or tokens that have a label."""
-        return int((step.batch.labels != NO_LABEL).sum())
-
-    def loss(
-        self, model: nn.Module, step: Step, num_counted: Tensor | float | None = None
-    ) -> LossOutput:
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """Mean cross-entropy over what has a label; 0 where nothing has."""
         batch = step.batch
         logits = padded(model(**inputs_of(model, batch)).logits, batch)
         labels = batch.labels.flatten()
         loss = functional.cross_entropy(logits.flatten(0, -2).float(), labels, reduction="sum")
-        if num_counted is None:
-            num_counted = (labels != NO_LABEL).sum().clamp(min=1)
-        loss = loss / num_counted
+        loss = loss / (labels != NO_LABEL).sum().clamp(min=1)
         nothing = loss.new_zeros(())
         return LossOutput(loss, kd=nothing, ce=loss.detach(), hidden=nothing)
 
@@ -94,13 +86,7 @@ class DistillTask(LabelTask):
         )
         return Step(self.feeding.collate(self.text, rows), target)
 
-    def num_counted(self, step: Step) -> int:
-        """The samples or tokens whose label is not to be ignored."""
-        return int((step.batch.labels != self.spec.ignore_index).sum())
-
-    def loss(
-        self, model: nn.Module, step: Step, num_counted: Tensor | float | None = None
-    ) -> LossOutput:
+    def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """``kd_loss`` of the batch."""
         batch, target = step.batch, step.target
         assert target is not None, "read() gives every step its target"
@@ -117,6 +103,5 @@ class DistillTask(LabelTask):
             ],
             teacher_hidden=target.hidden,
             hidden_mask=target.hidden_mask if self.matched_layers else None,
-            num_tokens=num_counted,
             spec=self.spec,
         )

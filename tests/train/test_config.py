@@ -48,7 +48,8 @@ EVERY_KEY = {
     "finetune": {
         "epochs": 1,
         "batch_size": 2,
-        "accumulate": 3,
+        "schedule": "wsd",
+        "decay": 0.25,
         "learning_rate": 0.5,
         "warmup": 0.0,
         "weight_decay": 0.25,
@@ -193,7 +194,6 @@ def test_whole_numbers_do_for_fractions(tmp_path):
         ("[loss]\ntemperature = -1.0", ValueError, "temperature must be positive, got -1.0."),
         ("[train]\nepochs = 0", ValueError, "[train]: epochs must be positive, got 0."),
         ("[train]\nbatch_size = -8", ValueError, "batch_size must be positive, got -8."),
-        ("[train]\naccumulate = 0", ValueError, "accumulate must be positive, got 0."),
         ("[finetune]\nlog_every = 0", ValueError, "log_every must be positive, got 0."),
         ("[train]\ncheckpoint_every = 0", ValueError, "checkpoint_every must be positive, got 0."),
         ("[train]\nlearning_rate = 0.0", ValueError, "learning_rate must be positive, got 0.0."),

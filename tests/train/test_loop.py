@@ -21,7 +21,7 @@ from tiny_problem import (
 )
 from torch.nn import functional
 
-from mkd_fast.train.loop import fit, schedule, to_device
+from mkd_fast.train.loop import fit, to_device
 
 
 def same(weights, others):
@@ -51,7 +51,7 @@ def test_a_step_is_adamw_on_clipped_gradients(tmp_path):
     batch = problem.read(problem.batches(0)[0]).batch
     functional.cross_entropy(before(batch.input_ids), batch.labels).backward()
     train(tmp_path, problem, config)
-    rate = config.learning_rate * schedule(1, STEPS_AN_EPOCH, 0.5)
+    rate = config.learning_rate_at(1, STEPS_AN_EPOCH)
     norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in before.parameters()))
     assert norm > 0.01
     assert metric_rows(tmp_path / "metrics.jsonl")[0]["grad_norm"] > 0.01  # as it was, unclipped
@@ -62,18 +62,6 @@ def test_a_step_is_adamw_on_clipped_gradients(tmp_path):
         torch.testing.assert_close(problem.before_step[2][name], moved.float())
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
-def test_schedule_in_closed_form(warmup):
-    total = 20
-    rising = max(1, round(warmup * total))
-    rates = [schedule(step, total, warmup) for step in range(1, total + 1)]
-    assert rates[:rising] == [step / rising for step in range(1, rising + 1)]
-    assert max(rates) == rates[rising - 1] == 1.0
-    falling = [1.0, *rates[rising:], 0.0]  # the step after the last would not move
-    steps = [high - low for high, low in pairwise(falling)]
-    assert steps == pytest.approx([1 / (total - rising + 1)] * len(steps))
-
-
 def test_metric_rows(tmp_path):
     problem = Problem()
     train(tmp_path, problem)
@@ -82,8 +70,7 @@ def test_metric_rows(tmp_path):
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 12]
     assert {row["model"] for row in rows} == {"model"}
     for row in rows:
-        rate = OPTIM.learning_rate * schedule(row["step"], NUM_STEPS, OPTIM.warmup)
-        assert row["learning_rate"] == rate
+        assert row["learning_rate"] == OPTIM.learning_rate_at(row["step"], NUM_STEPS)
         assert row["loss"] == row["ce"] > 0
         assert row["kd"] == row["hidden"] == 0
         assert row["grad_norm"] > 0
