@@ -23,7 +23,6 @@ from mkd_fast.quiet import quiet_transformers
 from mkd_fast.teacher import Fingerprints, capture
 from mkd_fast.train.config import OptimConfig, Precision
 from mkd_fast.train.device import autocast, computes_faster_in_bfloat16
-from mkd_fast.train.loop import schedule
 
 PAD_ID = 0
 NUM_LABELS = 29
@@ -71,7 +70,8 @@ class Job:
     def optim(self) -> OptimConfig:
         """Of ours, and what the others are set to: the rest are torch's defaults for all."""
         precision = "float32" if self.precision == "float64" else self.precision
-        return OptimConfig(epochs=1, batch_size=self.batch_size, precision=precision)
+        attention = "eager" if self.is_bfloat16 else "model"
+        return OptimConfig(1, self.batch_size, precision=precision, attention=attention)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -195,7 +195,8 @@ class Job:
 
     def learning_rate(self, num_done: int) -> float:
         """The share of the peak at a step, by how many were done before."""
-        return schedule(num_done + 1, self.num_steps, self.optim.warmup)
+        rate = self.optim.learning_rate_at(num_done + 1, self.num_steps)
+        return rate / self.optim.learning_rate
 
 
 @dataclass

@@ -79,6 +79,16 @@ def no_such_device(wanted: str, error: Exception) -> RuntimeError:
     )
 
 
+def attention_is_fixed(wanted: str, model: str) -> TypeError:
+    """A model that cannot be told how to compute attention."""
+    return type_error(
+        "fit",
+        f"a model must be one of transformers for attention = {wanted!r}",
+        model,
+        'Pass attention = "model".',
+    )
+
+
 def data_not_named(source: str, key: str) -> ValueError:
     """A source without what it reads."""
     return value_error(

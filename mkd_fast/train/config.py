@@ -135,6 +135,8 @@ class OptimConfig:
         precision: "auto" is bfloat16 autocast where the device computes faster in it.
         packing: samples share rows of up to so many tokens, each read as if it were alone; 0: a row
             each, beside others of about the same length.
+        attention: "eager" computes attention by plain matrix products, which on CPUs is several
+            times faster in bfloat16 where sequences are short; "model", as the model was loaded.
         freeze: beginnings of parameter names that stay as they are.
         checkpoint_every: steps between checkpoints.
         log_every: steps between progress lines and metric rows.
@@ -150,12 +152,14 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     precision: Precision = "auto"
     packing: int = 0
+    attention: Literal["model", "eager"] = "model"
     freeze: tuple[str, ...] = ()
     checkpoint_every: int = 100
     log_every: int = 10
 
     AS_BEFORE: ClassVar[Mapping[str, Any]] = {  # see recipe.decisive_settings
         "packing": 0,
+        "attention": "model",
         "schedule": "linear",
         "decay": 0.1,  # which "linear" does not look at
     }

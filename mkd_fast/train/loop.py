@@ -21,6 +21,7 @@ from mkd_fast.data.batches import Batch
 from mkd_fast.losses import LossOutput
 from mkd_fast.teacher.cache import CachedBatch
 from mkd_fast.train import checkpoint
+from mkd_fast.train.attention import attention
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast
 from mkd_fast.train.gauge import Gauge
@@ -113,7 +114,11 @@ def fit(
     log = StepLog(metrics_path, name, done.steps, device, len(rows), sinks, gauge)
     steps = prefetch(task.read, rows[done.steps :])
     model.train()
-    with closing(steps), progress.bar(name, len(rows), done.steps, shown=shows_progress) as bar:
+    with (
+        closing(steps),
+        attention(model, config.attention),
+        progress.bar(name, len(rows), done.steps, shown=shows_progress) as bar,
+    ):
         for number, host_step in enumerate(log.timed(steps), start=done.steps + 1):
             step = to_device(host_step, device)
             with autocast(device, config.precision):
