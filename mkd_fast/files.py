@@ -89,6 +89,20 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def move_folder(folder: Path, to: Path) -> None:
+    """Give a finished folder the name by which it is found; one of that name is replaced.
+
+    Raises:
+        OSError: of the class of the cause.
+    """
+    with writing_into(to.parent):
+        _sync_folder(folder)
+        if to.exists():
+            shutil.rmtree(to)
+        folder.rename(to)
+        _sync_folder(to.parent)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents; an error keeps its class and names the folder."""
     try:

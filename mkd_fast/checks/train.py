@@ -326,6 +326,39 @@ def not_finite(model: str, step: int, sample_ids: Sequence[int]) -> FloatingPoin
     )
 
 
+def checkpoint_not_written(folder: Path, rank: int, error: BaseException) -> Exception:
+    """One process of several could not write its part; a bug of any other kind stays itself."""
+    if not isinstance(error, OSError):
+        return RuntimeError(f"rank {rank} could not write its part of {folder}: {error!r}")
+    return os_error_like(
+        error,
+        "write",
+        f"{folder} must be written whole, by every process",
+        f"{error.strerror or error} of rank {rank}",
+        "Make room; the checkpoint before is kept, and the same command goes on from it.",
+    )
+
+
+def reduction_of_several(reduction: str) -> ValueError:
+    """Processes share a mean."""
+    return value_error(
+        "recipe: [loss]",
+        'reduction must be "mean" where several processes train',
+        repr(reduction),
+        "Leave it out.",
+    )
+
+
+def more_processes_than_gpus(num_processes: int, num_gpus: int) -> RuntimeError:
+    """Each process of a machine trains on a GPU of its own."""
+    return runtime_error(
+        "run",
+        "torchrun --nproc-per-node must be at most the number of GPUs of the machine",
+        f"{num_processes} processes on {num_gpus} GPUs",
+        'Start fewer, or set run.device = "cpu".',
+    )
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -159,6 +159,10 @@ class EvaluationBatches:
         num_rows = len(self.text) if self.max_rows is None else min(self.max_rows, len(self.text))
         return [number * len(self.text) // num_rows for number in range(num_rows)]
 
+    def __len__(self) -> int:
+        """How many batches."""
+        return -(-len(self.rows) // self.batch_size)
+
     def __iter__(self) -> Iterator[Batch]:
         """Yield every row once."""
         rows = self.rows

@@ -107,7 +107,8 @@ def capture(
             with the same arguments, and each returns the whole cache. They take the parts, every
             P-th batch each, in turn, those of killed processes too; the bytes depend on P alone.
             It rests on locks of the file system (``mkd_fast.teacher.shared``). None: as the folder
-            was begun, else the world size where ``torch.distributed`` is initialised, else 1.
+            was begun, else the world size where ``torch.distributed`` is initialised (if there are
+            as many batches), else 1.
         progress: called after each batch; counts the part at hand where there are several.
 
     Returns:
@@ -146,7 +147,7 @@ def capture(
         hidden_dtype=hidden_dtype,
         shard_bytes=shard_bytes,
         fingerprints=complete(fingerprints, teacher_model, autocast),
-        num_parts=resolved_num_parts(folder, num_parts, resume=resume),
+        num_parts=resolved_num_parts(folder, num_parts, batches, resume=resume),
     )
     if not resume and plan.num_parts > 1:
         raise cache_checks.parts_begun_anew(plan.num_parts)

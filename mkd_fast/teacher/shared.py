@@ -17,7 +17,7 @@ give each machine a folder and batches of its own, and ``merge`` the folders.
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -49,8 +49,12 @@ def in_stored_order(batches: Iterable[Any], num_parts: int) -> Iterator[Any]:
     return chain.from_iterable(batches_of(batches, part, num_parts) for part in range(num_parts))
 
 
-def resolved_num_parts(folder: Path, asked: int | None, *, resume: bool) -> int:
+def resolved_num_parts(
+    folder: Path, asked: int | None, batches: Iterable[Any], *, resume: bool
+) -> int:
     """Parts as asked for, or as the capture in the folder was begun, or one for each process.
+
+    The last are as many as there are batches at most, where these can be counted.
 
     Raises:
         ValueError: asked for others than it was begun with.
@@ -58,7 +62,9 @@ def resolved_num_parts(folder: Path, asked: int | None, *, resume: bool) -> int:
     begun = _num_parts_begun(folder) if resume else None
     if asked is not None and begun not in (None, asked):
         raise checks.cache_of_another("capture", folder, "num_parts", begun, asked)
-    return asked or begun or _rank_and_world_size()[1]
+    world_size = _rank_and_world_size()[1]
+    most = len(batches) if isinstance(batches, Sized) else world_size
+    return asked or begun or max(1, min(world_size, most))
 
 
 def _num_parts_begun(folder: Path) -> int | None:

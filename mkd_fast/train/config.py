@@ -140,6 +140,7 @@ class OptimConfig:
         freeze: beginnings of parameter names that stay as they are.
         checkpoint_every: steps between checkpoints.
         log_every: steps between progress lines and metric rows.
+        parallel: of several processes: "ddp", each has the whole model; "fsdp", each its share.
     """
 
     epochs: int = 3
@@ -156,12 +157,14 @@ class OptimConfig:
     freeze: tuple[str, ...] = ()
     checkpoint_every: int = 100
     log_every: int = 10
+    parallel: Literal["ddp", "fsdp"] = "ddp"
 
     AS_BEFORE: ClassVar[Mapping[str, Any]] = {  # see recipe.decisive_settings
         "packing": 0,
         "attention": "model",
         "schedule": "linear",
         "decay": 0.1,  # which "linear" does not look at
+        "parallel": "ddp",
     }
 
     def __post_init__(self) -> None:

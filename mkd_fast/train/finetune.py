@@ -15,10 +15,12 @@ from mkd_fast.data.feeding import feeding
 from mkd_fast.files import read_json, write_json
 from mkd_fast.packaged import home_folder
 from mkd_fast.teacher.cache import fingerprint_model
-from mkd_fast.train import models
+from mkd_fast.train import checkpoint, models
 from mkd_fast.train.config import Config
 from mkd_fast.train.forward import prove_packing
 from mkd_fast.train.loop import FitResult, fit
+from mkd_fast.train.parallel import whole_state
+from mkd_fast.train.processes import ALONE, Processes
 from mkd_fast.train.recipe import decisive_settings
 from mkd_fast.train.step_log import Sink
 from mkd_fast.train.task_kinds import TaskKind
@@ -58,6 +60,7 @@ def finetuned_teacher(
     name: str,
     tokenise: Callable[["PreTrainedTokenizerFast"], TokenisedText],
     sinks: Sequence[Sink] = (),
+    processes: Processes = ALONE,
 ) -> FinetunedTeacher:
     """Fine-tune a pretrained model on labelled text, or find that this was done before.
 
@@ -71,6 +74,7 @@ def finetuned_teacher(
         name: in metric rows and progress lines.
         tokenise: the text, by a tokenizer.
         sinks: each gets the metric rows as well.
+        processes: that train it together.
     """
     with models.told_by_name(model):
         fingerprint = fingerprint_model(model) if Path(model).is_dir() else model
@@ -110,8 +114,14 @@ def finetuned_teacher(
         metrics_path=teacher.metrics_path,
         sinks=sinks,
         seed=config.run.seed,
+        processes=processes,
     )
-    write_json(teacher.home / "fit.json", vars(result))
-    models.save_folder(teacher.folder, learner.cpu(), tokenizer)
-    checkpoint_path.unlink()
-    return teacher
+    state = whole_state(learner)
+
+    def save() -> FinetunedTeacher:
+        write_json(teacher.home / "fit.json", vars(result))
+        models.save_folder(teacher.folder, learner, tokenizer, state=state)
+        checkpoint.discard(checkpoint_path)
+        return teacher
+
+    return processes.made_once(lambda: teacher if teacher.folder.exists() else None, save)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,13 +20,16 @@ from mkd_fast import progress
 from mkd_fast.checks import train as checks
 from mkd_fast.data.batches import Batch
 from mkd_fast.losses import LossOutput
+from mkd_fast.stopping import Terminated, sigterm_noted
 from mkd_fast.teacher.cache import CachedBatch
-from mkd_fast.train import checkpoint
+from mkd_fast.train import checkpoint, parallel
 from mkd_fast.train.attention import attention
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast
 from mkd_fast.train.gauge import Gauge
 from mkd_fast.train.prefetch import prefetch
+from mkd_fast.train.processes import ALONE, Processes
+from mkd_fast.train.shares import Share, in_the_mean, share_of
 from mkd_fast.train.step_log import Sink, StepLog
 
 
@@ -77,6 +81,7 @@ def fit(
     seed: int,
     after_step: Callable[[FitResult], None] | None = None,
     shows_progress: bool = True,
+    processes: Processes = ALONE,
 ) -> FitResult:
     """Train ``model`` in place, from the last checkpoint where there is one.
 
@@ -94,52 +99,74 @@ def fit(
         after_step: called after each step with what there was so far. Its time is not counted, and
             it may evaluate the model, if it leaves the random state as it is.
         shows_progress: False is silent.
+        processes: all of which call this with the same arguments. Each computes its rows of every
+            step, and the loss is the mean over all rows of the step, as by one process. With
+            ``config.parallel == "fsdp"`` the model's parameters are dealt out, and stay so.
 
     Raises:
         FloatingPointError: loss or gradients were not finite; names the step and its samples. No
             parameter has moved since the step before.
         OSError: a checkpoint or metric row could not be written; the previous one is kept.
+        Terminated: SIGTERM came, and a checkpoint was written at the end of the step (of several
+            processes: at the next one that all agree on).
     """
-    torch.manual_seed(seed)
+    processes.seed(seed)
     device = next(model.parameters()).device
     rows = [rows for epoch in range(config.epochs) for rows in task.batches(epoch)]
+    _freeze(model, config.freeze)
+    trained_over = parallel.over(model, config.parallel, processes)
     optimizer = _optimizer(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     done = FitResult()
     if checkpoint_path is not None:
-        done = FitResult(**(checkpoint.restore(checkpoint_path, model, optimizer) or {}))
+        found = checkpoint.restore(checkpoint_path, model, optimizer, processes)
+        done = FitResult(**(found or {}))
     result = done
     started = time.monotonic() - done.seconds
     gauge = Gauge(model, device, config.precision)
-    log = StepLog(metrics_path, name, done.steps, device, len(rows), sinks, gauge)
-    steps = prefetch(task.read, rows[done.steps :])
+    log = StepLog(metrics_path, name, done.steps, device, len(rows), sinks, gauge, processes)
+    read = partial(share_of, read=task.read, processes=processes)
+    shares = prefetch(read, rows[done.steps :])
     model.train()
     with (
-        closing(steps),
+        sigterm_noted() as is_terminated,
+        closing(shares),
         attention(model, config.attention),
         progress.bar(name, len(rows), done.steps, shown=shows_progress) as bar,
     ):
-        for number, host_step in enumerate(log.timed(steps), start=done.steps + 1):
-            step = to_device(host_step, device)
+
+        def told(share: Share) -> tuple[int, int, int]:
+            return share.num_counted, share.num_tokens, is_terminated()
+
+        summed = processes.sums_ahead(log.timed(shares), told)
+        for number, (share, sums) in enumerate(summed, start=done.steps + 1):
+            num_counted, num_tokens, num_terminated = sums
+            step = to_device(share.step, device)
             with autocast(device, config.precision):
-                out = task.loss(model, step)
+                out = task.loss(trained_over, step)
+            out = in_the_mean(out, share.num_counted, num_counted, processes.size)
             out.loss.backward()
-            grad_norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-            log.see(number, host_step.batch, out, grad_norm)
+            norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+            log.see(number, share.step.batch, out, parallel.whole(norm), num_tokens)
             optimizer.found_inf = log.is_broken  # type: ignore[attr-defined]  # fused: no move
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(number, len(rows))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            is_saved = number == len(rows) or number % config.checkpoint_every == 0
+            stops = num_terminated > 0 or (processes.size == 1 and is_terminated())
+            is_saved = number == len(rows) or number % config.checkpoint_every == 0 or stops
             if is_saved or number % config.log_every == 0:
                 bar.update(number, log.write(optimizer.param_groups[0]["lr"]))
             result = FitResult(number, done.tokens + log.tokens, time.monotonic() - started)
             if is_saved and checkpoint_path is not None:
-                checkpoint.save(checkpoint_path, model, optimizer, vars(result))
+                checkpoint.save(checkpoint_path, model, optimizer, vars(result), processes)
             if after_step is not None:
                 after_step(result)
                 started = time.monotonic() - result.seconds
+            if stops:
+                raise Terminated
+        if any(processes.gathered(is_terminated())):  # in the last steps
+            raise Terminated
     model.eval()
     return result
 
@@ -161,16 +188,20 @@ def to_device(value: T, device: torch.device) -> T:
     return value
 
 
-def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; matrices decay, vectors (biases, norms) do not, frozen ones take no part."""
+def _freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
+    """Parameters of such names get no gradient."""
     named = dict(model.named_parameters())
-    for beginning in config.freeze:
+    for beginning in beginnings:
         frozen = [name for name in named if f".{beginning}" in f".{name}"]
         if not frozen:
             raise checks.nothing_to_freeze(beginning, named)
         for name in frozen:
             named[name].requires_grad_(False)
-    trained = [p for p in named.values() if p.requires_grad]
+
+
+def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW; matrices decay, vectors (biases, norms) do not, frozen ones take no part."""
+    trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},

@@ -204,6 +204,7 @@ def save_folder(
     tokenizer: "PreTrainedTokenizerFast",
     token_map: "TokenMap | None" = None,
     texts: Mapping[str, str] | None = None,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write model and tokenizer as ``from_pretrained`` reads them, then put the folder in place.
 
@@ -213,6 +214,7 @@ def save_folder(
         tokenizer: its own.
         token_map: of a vocabulary that was cut, for targets of the whole one.
         texts: other files to lie beside them, by name.
+        state: the model's, where its own tensors are not all in this process; None: its own.
 
     Raises:
         OSError: the disk is full or not writable; no half-written folder is left.
@@ -222,7 +224,7 @@ def save_folder(
     make_folder(partial)
     try:
         with quiet_transformers():
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
         if token_map is not None:
             token_map.save(partial)

@@ -1,7 +1,8 @@
 """A run: its folder, and the stages that fill it, each made once.
 
 A stage is asked for and not called: ``run.cache`` opens what an earlier run has finished, or
-makes it, and whatever it needs before it, from its last checkpoint.
+makes it, and whatever it needs before it, from its last checkpoint. Of several processes, which
+torchrun has started, all train and capture, and rank 0 makes the rest.
 """
 
 import gc
@@ -9,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,13 @@ from mkd_fast.teacher.cache import (
     fingerprint_chat_template,
     fingerprint_tokenizer,
 )
+from mkd_fast.teacher.cache.manifest import MANIFEST
 from mkd_fast.teacher.capture import CaptureProgress, capture
 from mkd_fast.teacher.pretrained import resolve_model
 from mkd_fast.teacher.repair import repair
+from mkd_fast.teacher.shared import resolved_num_parts
+from mkd_fast.train import checkpoint, models
 from mkd_fast.train import corpus as corpora
-from mkd_fast.train import models
 from mkd_fast.train.config import Config, OptimConfig
 from mkd_fast.train.copying import copied_student, trimmed_tokenizer
 from mkd_fast.train.device import choose_device
@@ -48,6 +51,8 @@ from mkd_fast.train.folder import claim_folder
 from mkd_fast.train.forward import prove_packing
 from mkd_fast.train.kinds import kind_of
 from mkd_fast.train.loop import FitResult, Task, fit
+from mkd_fast.train.parallel import whole_state
+from mkd_fast.train.processes import join, own_device
 from mkd_fast.train.recipe import to_dict
 from mkd_fast.train.task_kinds import Examined, Teaching
 from mkd_fast.train.tracking import Tracking
@@ -80,28 +85,37 @@ class Run:
         ValueError: the folder holds other files, or the run of another recipe; the message names
             one, or what differs.
         OSError: the folder cannot be written.
-        RuntimeError: a tracker is not installed.
+        RuntimeError: a tracker is not installed, the device is not there, or there are more
+            processes than GPUs.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.kind = kind_of(config)
         self.folder = Path(config.run.folder)
-        self.device = choose_device(config.run.device)
+        self.device = own_device(choose_device(config.run.device))
+        self.processes = join(self.device)
+        if self.processes.size > 1 and config.loss.reduction != "mean":
+            raise checks.reduction_of_several(config.loss.reduction)
         self.metrics_path = self.folder / "metrics.jsonl"
         self.tracking = Tracking(config.run.trackers, self.folder, to_dict(config))
-        claim_folder(self.folder, config)
+        if self.processes.is_first:
+            claim_folder(self.folder, config)
+        self.processes.wait_for_all()
 
     @cached_property
     def corpus(self) -> corpora.Corpus:
         """The text."""
         folder = self.folder / "data"
-        corpus = corpora.load(folder, self.kind.read)
-        if corpus is None:
+
+        def make() -> corpora.Corpus:
             progress.say("data: collecting text")
             data, seed = self.config.data, self.config.run.seed
             corpus = corpora.make(data, seed, self._known_labels(), self.kind.read)
             corpora.save(corpus, folder)
+            return corpus
+
+        corpus = self.processes.made_once(lambda: corpora.load(folder, self.kind.read), make)
         unseen = " ".join(corpus.unseen) or "no other"
         progress.say(
             f"data: {len(corpus.train):,} training sentences in {' '.join(corpus.seen)}; "
@@ -142,15 +156,18 @@ class Run:
     @cached_property
     def layer_changes(self) -> tuple[float, ...]:
         """How much each of the teacher's layers does to training text."""
-        path = self.folder / "layer_scores.json"
-        if (found := read_json(path)) is None:
-            teacher = models.to_device(self._loaded(self.teacher_folder), self.device)
+        path, folder = self.folder / "layer_scores.json", self.teacher_folder
+
+        def rank() -> list[float]:
+            teacher = models.to_device(self._loaded(folder), self.device)
             batches = self._calibration
             with progress.bar("rank layers", len(batches.rows)) as bar:
                 shown = bar.over(batches, lambda batch: len(batch.sample_ids))
                 found = layer_changes(teacher, shown, find_layer_list("copy_init", teacher))
             write_json(path, found)
-        return tuple(found)
+            return list(found)
+
+        return tuple(self.processes.made_once(lambda: read_json(path), rank))
 
     @property
     def _calibration(self) -> EvaluationBatches:
@@ -176,6 +193,7 @@ class Run:
             SHOWN_AS[TEACHER],
             self._tokens,
             sinks=(self.tracking.write,),
+            processes=self.processes,
         )
 
     @cached_property
@@ -241,10 +259,11 @@ class Run:
     @cached_property
     def cache(self) -> TeacherCache:
         """The teacher's outputs for the training text."""
-        settings = self.config.capture
+        settings, path = self.config.capture, self.folder / "cache"
         with self._teaching("capture") as teaching:
-            cache = capture(
-                path=self.folder / "cache",
+            take_part = partial(
+                capture,
+                path=path,
                 keep=settings.keep,
                 hidden_layers=[theirs for _, theirs in self.matched_layers],
                 hidden_dtype=settings.hidden_dtype,
@@ -252,6 +271,12 @@ class Run:
                 shard_bytes=settings.shard_megabytes << 20,
                 **teaching,
             )
+            if resolved_num_parts(path, None, teaching["batches"], resume=True) > 1:
+                cache = take_part()
+            else:
+                cache = self.processes.made_once(
+                    lambda: take_part() if (path / MANIFEST).exists() else None, take_part
+                )
         summary = cache.summary()
         parts = ", ".join(f"{part} {size:,.0f}" for part, size in summary.bytes_per_token.items())
         progress.say(
@@ -308,6 +333,11 @@ class Run:
         folder = self.folder / COPIED
         if folder.exists():
             return folder
+        _ = self.teacher_folder  # all train it, and rank 0 copies
+        return self.processes.made_once(lambda: folder if folder.exists() else None, self._copy)
+
+    def _copy(self) -> Path:
+        folder = self.folder / COPIED
         tokenizer = models.load_tokenizer(self.teacher_folder)
         token_map = None
         if self.config.student.vocabulary == "used":
@@ -347,7 +377,9 @@ class Run:
         folder = self.folder / name
         if folder.exists():
             return folder
-        self.tracking.start()  # a fault of it is told before hours of work
+        if self.processes.is_first:
+            self.tracking.start()  # a fault of it is told before hours of work
+        checkpoint_path = self.folder / "checkpoints" / f"{name}.pt"
         config, spec = self.config.train, self.config.loss
         model = self._loaded(self.copied)
         if name == SCRATCH:
@@ -362,16 +394,22 @@ class Run:
             self._distill_task(model, config, spec),
             config,
             name=SHOWN_AS[name],
-            checkpoint_path=self.folder / "checkpoints" / f"{name}.pt",
+            checkpoint_path=checkpoint_path,
             metrics_path=self.metrics_path,
             sinks=(self.tracking.write,),
             seed=self.config.run.seed,
+            processes=self.processes,
         )
-        write_json(self.folder / "fits" / f"{name}.json", vars(result))
-        tokenizer = models.load_tokenizer(str(self.copied))
-        models.save_folder(folder, model.cpu(), tokenizer, self.token_map)
-        (self.folder / "checkpoints" / f"{name}.pt").unlink()
-        return folder
+        state = whole_state(model)
+
+        def save() -> Path:
+            write_json(self.folder / "fits" / f"{name}.json", vars(result))
+            tokenizer = models.load_tokenizer(str(self.copied))
+            models.save_folder(folder, model, tokenizer, self.token_map, state=state)
+            checkpoint.discard(checkpoint_path)
+            return folder
+
+        return self.processes.made_once(lambda: folder if folder.exists() else None, save)
 
     def _distill_task(self, model: "PreTrainedModel", config: OptimConfig, spec: LossSpec) -> Task:
         teaching = Teaching(
@@ -413,7 +451,8 @@ class Run:
         path = self.folder / "scores" / f"{name}.json"
         folder = self.model_folder(name)
         model = self._loaded(folder)
-        if (scores := read_json(path)) is None:
+
+        def examine() -> dict[str, Any]:
             examined = Examined(
                 SHOWN_AS[name],
                 models.to_device(model, self.device),
@@ -426,6 +465,9 @@ class Run:
             )
             scores = self.kind.score(examined).to_dict()
             write_json(path, scores)
+            return scores
+
+        scores = self.processes.made_once(lambda: read_json(path), examine)
         return ModelResult(
             ModelScores.from_dict(scores),
             count_parameters(model),

@@ -33,7 +33,7 @@ def distill(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> D
     """Run a recipe: text, teacher, capture, student, training, evaluation.
 
     Stopped at any moment and called again, it goes on from the last finished stage, and within
-    one from its last checkpoint.
+    one from its last checkpoint. Started by torchrun, its processes share the work: docs/scale.md.
 
     Args:
         recipe: a TOML file.
@@ -59,8 +59,9 @@ def evaluate(run: Run) -> DistillResult:
     """Score every model of the run, write report and plots, and print the table."""
     names = [TEACHER, COPIED, STUDENT] + [SCRATCH] * run.config.scratch.enabled
     results = tuple(run.result(name) for name in names)
-    with writing_into(run.folder):
-        write_report(results, run.folder)
-        write_plots(results, run.metric_rows(), run.folder)
+    if run.processes.is_first:
+        with writing_into(run.folder):
+            write_report(results, run.folder)
+            write_plots(results, run.metric_rows(), run.folder)
     progress.console.print(results_table(results).to_rich())
     return DistillResult(run.folder, run.trained(STUDENT), results)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from mkd_fast.data.batches import Batch
 from mkd_fast.files import make_folder, write_atomically, writing_into
 from mkd_fast.losses import LossOutput
 from mkd_fast.train.gauge import Gauge
+from mkd_fast.train.processes import ALONE, Processes
 
 T = TypeVar("T")
 Sink = Callable[[Mapping[str, Any]], None]
@@ -32,6 +34,7 @@ class StepLog:
         num_steps: of the whole loop, written into each row.
         sinks: get each row as well.
         gauge: of speed and memory, read for each row; None: no such columns.
+        processes: whose losses are averaged; rank 0 writes.
 
     Attributes:
         is_broken: float32 ``[]`` on the device, 1 from the first step on whose loss or gradient
@@ -48,18 +51,20 @@ class StepLog:
         num_steps: int = 0,
         sinks: Sequence[Sink] = (),
         gauge: Gauge | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self._path, self._model = path, model
+        self._path, self._model, self._processes = path, model, processes
         self._num_steps, self._sinks, self._gauge = num_steps, sinks, gauge
         self._step = self._written_step = done_steps
         self._sums = torch.zeros(len(_TERMS), device=device)
         self._broken_step = torch.zeros((), dtype=torch.int64, device=device)
+        self._is_own = torch.zeros((), dtype=torch.bool, device=device)
         self._samples: dict[int, list[int]] = {}
         self._wait_seconds = 0.0
         self._tokens_before = self.tokens = 0
         self._since = time.monotonic()
         self.is_broken = torch.zeros((), device=device)
-        if path is not None:
+        if path is not None and processes.is_first:
             make_folder(path.parent)
             _drop_rows_beyond(path, model, done_steps)
 
@@ -75,16 +80,27 @@ class StepLog:
             self._wait_seconds += time.monotonic() - started
             yield step
 
-    def see(self, step: int, batch: Batch, out: LossOutput, grad_norm: Tensor) -> None:
-        """Take note of a step before the optimizer moves; nothing here waits for the device."""
+    def see(
+        self, step: int, batch: Batch, out: LossOutput, grad_norm: Tensor, num_tokens: int
+    ) -> None:
+        """Take note of a step before the optimizer moves; nothing here waits for the device.
+
+        Args:
+            step: counted from 1.
+            batch: this process's own.
+            out: its part of the mean over the step.
+            grad_norm: of the step.
+            num_tokens: of the step.
+        """
         terms = torch.stack([out.loss.detach(), out.kd, out.ce, out.hidden, grad_norm])
         self._sums += terms
         self.is_broken = torch.maximum(self.is_broken, (~terms.isfinite().all()).float())
         is_first = (self._broken_step == 0) & (self.is_broken > 0)
         self._broken_step = torch.where(is_first, step, self._broken_step)
+        self._is_own |= is_first & ~terms[:-1].isfinite().all()
         self._step = step
         self._samples[step] = batch.sample_ids.tolist()
-        self.tokens += int(batch.attention_mask.sum())
+        self.tokens += num_tokens
         if self._gauge is not None:
             self._gauge.see(batch)
 
@@ -92,14 +108,18 @@ class StepLog:
         """Raise FloatingPointError if a step since the last check was not finite."""
         if self.is_broken.item():
             step = int(self._broken_step.item())
-            raise checks.not_finite(self._model, step, self._samples[step])
+            told = self._processes.gathered((bool(self._is_own.item()), self._samples[step]))
+            # where no loss shows whose gradients they are, it may be those of any process
+            suspects = [samples for is_own, samples in told if is_own] or [s for _, s in told]
+            raise checks.not_finite(self._model, step, list(chain.from_iterable(suspects)))
         self._samples.clear()
 
     def write(self, learning_rate: float) -> dict[str, float]:
         """Append a row of averages, start anew, and return what a progress line shows."""
         self.check()
         seconds = time.monotonic() - self._since
-        means_t = self._sums / (self._step - self._written_step)
+        num_seen = (self._step - self._written_step) * self._processes.size
+        means_t = self._processes.sum(self._sums) / num_seen
         means = dict(zip(_TERMS, means_t.tolist(), strict=True))
         speed = (self.tokens - self._tokens_before) / seconds
         row = {"model": self._model, "step": self._step, **means, "learning_rate": learning_rate}
@@ -107,10 +127,10 @@ class StepLog:
         row |= {"num_steps": self._num_steps, "seconds": seconds}
         gauged = {} if self._gauge is None else self._gauge.read(seconds)
         row |= gauged
-        if self._path is not None:
+        if self._path is not None and self._processes.is_first:
             with writing_into(self._path.parent), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-        for sink in self._sinks:
+        for sink in self._sinks if self._processes.is_first else ():
             sink(row)
         self._sums.zero_()
         self._written_step, self._tokens_before = self._step, self.tokens

@@ -56,6 +56,8 @@ EVERY_KEY = {
         "max_grad_norm": 2.0,
         "precision": "bfloat16",
         "packing": 64,
+        "attention": "eager",
+        "parallel": "fsdp",
         "freeze": ["embeddings"],
         "checkpoint_every": 5,
         "log_every": 6,

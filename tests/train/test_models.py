@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_leaves_none(tmp_path, encoder, monkeypa
     model = models.load_classifier(str(encoder), LABELS)
     tokenizer = models.load_tokenizer(str(encoder))
 
-    def fill_up(folder):
+    def fill_up(folder, **_):
         (folder / "model.safetensors").write_bytes(b"half")
         raise error
 
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_leaves_none(tmp_path, encoder, monkeypa
 
 def test_a_bug_while_saving_stays_one(tmp_path, encoder, monkeypatch):
     model = models.load_classifier(str(encoder), LABELS)
-    monkeypatch.setattr(model, "save_pretrained", lambda folder: {}["bug"])
+    monkeypatch.setattr(model, "save_pretrained", lambda folder, **_: {}["bug"])
     with pytest.raises(KeyError, match="bug"):
         models.save_folder(tmp_path / "student", model, models.load_tokenizer(str(encoder)))
     assert [child.name for child in tmp_path.iterdir()] == ["encoder"]

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from tiny_problem import (
     train,
 )
 
+from mkd_fast.stopping import Terminated
 from mkd_fast.train import checkpoint
 
 
@@ -65,6 +67,25 @@ def test_stopped_again_and_again(tmp_path, undisturbed):
         with pytest.raises(Stopped):
             train(tmp_path, Problem(stop_at(done + 5), first_step=done + 1))
     assert_same(tmp_path, train(tmp_path)[0], undisturbed)
+
+
+@pytest.mark.parametrize("step", [2, 5, NUM_STEPS])
+def test_sigterm_saves_at_the_end_of_the_step(tmp_path, undisturbed, step):
+    def terminate(number, loss, model):
+        if number == step:
+            signal.raise_signal(signal.SIGTERM)
+        return loss
+
+    problem, rest = Problem(terminate), Problem(first_step=step + 1)
+    with pytest.raises(Terminated) as caught:
+        train(tmp_path, problem)
+    assert caught.value.code == 0
+    assert max(problem.before_step) == step
+    model, result = train(tmp_path, rest)
+    assert list(rest.before_step) == list(range(step + 1, NUM_STEPS + 1))
+    assert result.steps == NUM_STEPS
+    weights, _ = undisturbed  # there is a metric row more, of the step that was the last
+    assert all(torch.equal(model.weights()[name], weight) for name, weight in weights.items())
 
 
 def test_dropout_matters_here(tmp_path, undisturbed):

@@ -1,0 +1,185 @@
+"""Trainings by 1, 2 and 4 processes are one training; what happens to one of them, all tell."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import parallel_job as job
+import pytest
+import torch
+from budget import assert_within_budget
+
+from mkd_fast.data.tokens import NO_LABEL
+from mkd_fast.losses import LossOutput
+from mkd_fast.train import checkpoint
+from mkd_fast.train.processes import ALONE, Processes
+from mkd_fast.train.shares import in_the_mean, share_of
+
+NAMES = [f"{parallel}-{size}" for size, parallel in job.WHOLE] + [
+    f"{parallel}-{size}-{then}-{size_then}"
+    for (size, parallel), (size_then, then) in job.RESUMED
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Where four processes left what they made."""
+    folder = tmp_path_factory.mktemp("parallel")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={job.NUM_PROCESSES}", job.__file__, str(folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """State and losses of one process, in float64 and float32."""
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        folder = tmp_path_factory.mktemp("alone")
+        state = job.train(folder, ALONE, "fsdp", dtype=dtype)  # of one process there is no other
+        found.append((state, losses(folder, dtype)))
+    return found
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder, dtype):
+    return torch.tensor([row["loss"] for row in rows(folder)], dtype=dtype)
+
+
+def left(folder, name, rank=0):
+    """The last thing that a process left under a name."""
+    return torch.load(max(folder.glob(f"{name}.{rank}.*")))
+
+
+def flat(state):
+    return torch.cat([tensor.flatten() for tensor in state.values()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_and_weights_are_those_of_one_process(made, alone, name):
+    """Also those of a training that others resumed, divided otherwise."""
+    (exact, exact_losses), (plain, plain_losses) = alone
+    state = left(made, name)
+    assert list(state) == list(exact)
+    assert_within_budget(flat(state), flat(exact), flat(plain), "weights")
+    assert_within_budget(losses(made / name, torch.float32), exact_losses, plain_losses, "loss")
+    assert [row["step"] for row in rows(made / name)] == [2, 4, 6, 8, 9]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_process_has_the_same_bits(made, name):
+    size = int(name[-1])
+    states = [left(made, name, rank) for rank in range(size)]
+    assert all(torch.equal(flat(state), flat(states[0])) for state in states)
+
+
+def test_of_several_checkpoints_the_last_one_stays(made):
+    for name in NAMES:
+        file = [] if name[-1] != "1" else ["checkpoint"]
+        folder = ["checkpoint-00000009"] if name[-1] != "1" else []
+        assert sorted(path.name for path in (made / name).glob("*check*")) == file + folder
+
+
+@pytest.mark.parametrize("name", ["nan", "inf"])
+def test_what_is_not_finite_in_one_process_is_named_by_all(made, name):
+    samples = ", ".join(map(str, job.Problem().batches(0)[2][1::2]))
+    for rank in (0, 1):
+        told = left(made, name, rank)
+        assert told.startswith("FloatingPointError: fit: loss and gradients of model must be")
+        assert f"at step 3, samples {samples}. No parameter moved" in told
+    assert not list((made / name).glob("checkpoint-*"))
+
+
+def test_sigterm_of_one_process_ends_all_after_the_same_step(made, alone):
+    for rank in (0, 1):
+        assert torch.load(made / f"sigterm.{rank}.0") == "Terminated: 0"
+    steps = [row["step"] for row in rows(made / "sigterm")]
+    assert steps[:3] == [2, 4, 6]
+    assert steps[3] in (6, 7)  # when the numbers asked for ahead have told all of them
+    (exact, _), (plain, _) = alone
+    assert_within_budget(flat(left(made, "sigterm")), flat(exact), flat(plain))
+
+
+def test_a_disk_that_is_full_for_one_process_keeps_the_checkpoint(made):
+    for rank in (0, 1):
+        told = torch.load(made / f"full.{rank}.1")
+        assert ".checkpoint-00000008.part must be written whole, by every process" in told
+        assert "got File too large of rank 1. Make room; the checkpoint before is kept" in told
+        assert left(made, "full", rank) == ["checkpoint-00000004", "metrics.jsonl"]
+
+
+def test_a_checkpoint_of_processes_is_read_by_one(made, alone, tmp_path):
+    model = job.make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    done = checkpoint.restore(made / "fsdp-4" / "checkpoint", model, optimizer)
+    assert done["steps"] == job.NUM_STEPS
+    assert torch.equal(flat(model.state_dict()), flat(left(made, "fsdp-4")))
+    assert all(state["step"] == job.NUM_STEPS for state in optimizer.state.values())
+
+
+def test_of_two_checkpoints_the_later_one_counts(made, tmp_path):
+    """Whoever was killed between writing one and removing the other leaves both."""
+    path = tmp_path / "checkpoint"
+    (tmp_path / "checkpoint-00000009").symlink_to(made / "ddp-2" / "checkpoint-00000009")
+    model = job.make_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for steps, found in ((4, 9), (11, 11)):
+        checkpoint._save_file(path, model, optimizer, {"steps": steps})
+        assert checkpoint.restore(path, model, optimizer)["steps"] == found
+
+
+def test_a_process_without_rows_counts_nothing():
+    found = [share_of([7, 1, 4], job.Problem().read, Processes(rank, 4)) for rank in range(4)]
+    assert [share.step.batch.sample_ids.tolist() for share in found] == [[7], [1], [4], [7]]
+    assert found[1].step.batch.labels.tolist() == [NO_LABEL]
+    assert [share.num_counted for share in found] == [1, 0, 1, 0]
+    assert [share.num_tokens for share in found] == [3, 3, 3, 0]
+
+
+def test_shares_of_a_mean():
+    """Four processes' means over their own 3, 1, 0 and 0 tokens average to the mean over 4."""
+    values, counts = torch.tensor([1.0, 5.0, 9.0, 9.0]), [3, 1, 0, 0]
+    parts = [
+        in_the_mean(LossOutput(value, value, value, value), own, 4, 4)
+        for value, own in zip(values, counts, strict=True)
+    ]
+    for term in ("loss", "kd", "ce", "hidden"):
+        assert sum(getattr(part, term) for part in parts) / 4 == 2.0
+    out = LossOutput(*values)
+    assert in_the_mean(out, 3, 3, 1) is out
+
+
+def test_dropout_of_each_process_is_its_own():
+    seen = []
+    for rank, steps in ((0, 0), (1, 0), (2, 0), (1, 5)):
+        Processes(rank, 3).seed(7, steps)
+        seen.append(torch.rand(1).item())
+    torch.manual_seed(7)
+    assert seen[0] == torch.rand(1).item()  # the first draws as one process does
+    assert len(set(seen)) == 4
+
+
+def test_what_rank_0_makes_the_others_wait_for(tmp_path):
+    path = tmp_path / "made"
+
+    def find():
+        return path.read_text() or None if path.exists() else None
+
+    def fail():
+        raise AssertionError("rank 0 makes it")
+
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(Processes(1, 2).made_once(find, fail)))
+    waiting.start()
+    time.sleep(0.3)
+    assert found == []
+    assert Processes(0, 2).made_once(find, lambda: f"{path.write_text('x')}") == "1"
+    waiting.join(timeout=30)
+    assert found == ["x"]
