@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 app.add_typer(cache, name="cache")
 
+RunFolder = Annotated[Path, typer.Argument(help="A run.folder of mkd-fast distill.")]
+ModelName = Annotated[str, typer.Option("--model", help="student, or scratch.")]
 Recipe = Annotated[Path, typer.Argument(help="A TOML file; see recipes/.")]
 _reports_errors = reports_errors("Stopped. The same command goes on from the last checkpoint.")
 
@@ -108,6 +110,59 @@ def study(
     typer.echo(str(state))
     if state.num_finished > state.num_failed:
         write_report(state.folder, out or state.folder)
+
+
+@app.command()
+@reports_errors("Stopped.")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or not.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("runs.html"),
+) -> None:
+    """Compare runs in one HTML page: settings, scores per language, sizes, times, loss curves."""
+    from mkd_fast.sharing.compare import write_comparison
+
+    write_comparison(runs, out)
+    typer.echo(str(out))
+
+
+@app.command()
+@reports_errors("Stopped watching; the run goes on.")
+def watch(
+    run: RunFolder,
+    once: Annotated[bool, typer.Option("--once", help="Show it as it is and end.")] = False,
+) -> None:
+    """Show a run's training as it goes: losses, tokens/s, waiting, time left."""
+    from mkd_fast.sharing.watch import watch
+
+    watch(run, once=once)
+
+
+@app.command()
+@reports_errors("Stopped. What was uploaded stays; the same command goes on.")
+def push(
+    run: RunFolder,
+    repo: Annotated[str, typer.Option(help="Name of the repository, or owner/name.")],
+    model: ModelName = "student",
+    private: Annotated[bool, typer.Option("--private", help="Make it for few to see.")] = False,
+) -> None:
+    """Upload a finished run's student, with its card, to the hub."""
+    from mkd_fast.sharing.push import push
+
+    typer.echo(push(run, repo, model=model, private=private))
+
+
+@app.command()
+@reports_errors("Stopped. Nothing half-written was kept.")
+def export(
+    run: RunFolder,
+    model: ModelName = "student",
+    format_: Annotated[Literal["onnx"], typer.Option("--format", help="Of the file.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="A new folder; else RUN/onnx/MODEL.")] = None,
+) -> None:
+    """Write a finished run's student as ONNX: checked against torch on test text, and timed."""
+    from mkd_fast.sharing.onnx import export
+
+    typer.echo(str(export(run, model=model, out=out)))
 
 
 @app.command()

@@ -100,8 +100,9 @@ def count_parameters(model: PreTrainedModel) -> ParameterCounts:
 
 
 def folder_size_bytes(folder: Path) -> int:
-    """Bytes of all files below a model folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files below a model folder, its card (which tells them) excepted."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
+    return sum(path.stat().st_size for path in files)
 
 
 def language_rows(results: Sequence[ModelResult]) -> list[dict[str, str]]:

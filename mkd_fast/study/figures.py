@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import StringIO
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -130,17 +129,6 @@ def size_and_quality(results: StudyResults, objective: str, fraction: float) -> 
             axes.set_xscale("log")
             axes.set_xlabel("parameters, millions")
     return figure
-
-
-def to_svg(figure: Figure) -> str:
-    """The figure as an SVG element; the same figure gives the same text."""
-    import matplotlib
-
-    text = StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "mkd_fast", "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
 
 
 def _score(results: StudyResults, arm: Arm, group: str) -> float:

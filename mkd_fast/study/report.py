@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mkd_fast.evaluate import page
+from mkd_fast.evaluate.drawing import to_svg
+from mkd_fast.evaluate.page import Block, Heading, Picture, Prose
 from mkd_fast.evaluate.tables import Table, TableRow
 from mkd_fast.files import make_folder, writing_into
-from mkd_fast.study import figures, page, summaries
-from mkd_fast.study.page import Block, Heading, Picture, Prose
+from mkd_fast.study import figures, summaries
 from mkd_fast.study.questions import Answer, ask
 from mkd_fast.study.resampling import NUM_RESAMPLES, Resampling
 from mkd_fast.study.results import SEEN, UNSEEN, StudyResults, read_results
@@ -133,4 +135,4 @@ def _verdicts(answers: Sequence[Answer]) -> Iterator[str]:
 
 
 def _picture(stem: str, what: str, figure: "Figure") -> Picture:
-    return Picture(stem, what, figures.to_svg(figure))
+    return Picture(stem, what, to_svg(figure))

@@ -10,6 +10,8 @@ from mkd_fast import progress
 from mkd_fast.evaluate.plots import write_plots
 from mkd_fast.evaluate.report import ModelResult, results_table, write_report
 from mkd_fast.files import writing_into
+from mkd_fast.sharing.card import write_card
+from mkd_fast.sharing.record import RunRecord
 from mkd_fast.train.config import load
 from mkd_fast.train.run import COPIED, SCRATCH, STUDENT, TEACHER, Run
 
@@ -53,6 +55,16 @@ def train(run: Run) -> None:
         run.trained(STUDENT)
         if run.config.scratch.enabled:
             run.trained(SCRATCH)
+    write_cards(run)
+
+
+def write_cards(run: Run) -> None:
+    """A model card for each trained model: what is known of it so far."""
+    if not run.processes.is_first:
+        return
+    record = RunRecord.read(run.folder, "distill")
+    for name in [STUDENT] + [SCRATCH] * run.config.scratch.enabled:
+        write_card(record, name)
 
 
 def evaluate(run: Run) -> DistillResult:
@@ -63,5 +75,6 @@ def evaluate(run: Run) -> DistillResult:
         with writing_into(run.folder):
             write_report(results, run.folder)
             write_plots(results, run.metric_rows(), run.folder)
+    write_cards(run)
     progress.console.print(results_table(results).to_rich())
     return DistillResult(run.folder, run.trained(STUDENT), results)

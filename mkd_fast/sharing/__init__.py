@@ -1,0 +1,1 @@
+"""What a run made, for others: compared, watched, described by a card, exported and pushed."""
