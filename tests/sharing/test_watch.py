@@ -1,5 +1,6 @@
 """What a person sees of a run from another terminal."""
 
+import io
 import json
 
 import pytest
@@ -12,9 +13,8 @@ from mkd_fast.sharing.watch import sparkline, view
 
 
 def shown(folder, now=None):
-    console = Console(record=True, width=120, file=None, quiet=False)
-    with console.capture():
-        console.print(view(RunRecord.read(folder, "test"), now))
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(view(RunRecord.read(folder, "test"), now))
     return console.export_text()
 
 
