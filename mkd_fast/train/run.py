@@ -98,7 +98,8 @@ class Run:
         if self.processes.size > 1 and config.loss.reduction != "mean":
             raise checks.reduction_of_several(config.loss.reduction)
         self.metrics_path = self.folder / "metrics.jsonl"
-        self.tracking = Tracking(config.run.trackers, self.folder, to_dict(config))
+        trackers = config.run.trackers if self.processes.is_first else ()
+        self.tracking = Tracking(trackers, self.folder, to_dict(config))
         if self.processes.is_first:
             claim_folder(self.folder, config)
         self.processes.wait_for_all()
