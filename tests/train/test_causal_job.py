@@ -15,8 +15,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from mkd_fast.checks.wording import is_ours
+from mkd_fast.files import read_json
 from mkd_fast.train import models
-from mkd_fast.train.config import load
+from mkd_fast.train.config import from_dict, load
 from mkd_fast.train.language_model import TokenDistillTask
 from mkd_fast.train.run import STUDENT, TEACHER, Run
 
@@ -131,9 +132,9 @@ def test_other_recipes(recipe, change):
 
 
 @pytest.mark.usefixtures("known_teacher")
-def test_a_ready_teacher_is_taken_as_it_is(recipe, causal, monkeypatch):
-    folder = next((causal.folder.parent / "home" / "teachers").iterdir()) / "model"
+def test_a_ready_teacher_is_taken_as_it_is(recipe, causal, known_teacher, monkeypatch):
     monkeypatch.setattr("mkd_fast.train.finetune.fit", pytest.fail)
+    folder = Run(from_dict(read_json(causal.folder / "run.json")["config"])).teacher_folder
     ready = {"teacher.model": str(folder), "teacher.finetuned": "true"}
     run = Run(load(recipe, {**LONGER, **NO_RIVAL, **ready}))
     assert run.result(TEACHER).scores == causal.results[0].scores
