@@ -1,6 +1,6 @@
 """Tasks of classification: of whole texts, and of the words in them."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from mkd_fast import progress
 from mkd_fast.data import (
@@ -36,28 +35,22 @@ from mkd_fast.evaluate.scores import (
 from mkd_fast.evaluate.spans import score_spans, span_counts
 from mkd_fast.student import TokenMap
 from mkd_fast.train import models
-from mkd_fast.train.config import DataConfig
-from mkd_fast.train.task_kinds import Examined, Teaching
+from mkd_fast.train.task_kinds import Examined, KindOfModel, Teaching
 from mkd_fast.train.tasks import DistillTask, LabelTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from mkd_fast.teacher.streamed import StreamedTeacher
-
 
 @dataclass(frozen=True)
-class Classification(ABC):
+class Classification(KindOfModel):
     """A task whose models are classifiers of ``label_names``; what they classify is a subclass's.
 
     Args:
-        data: ``[data]``, which says how long a sample may be.
+        data: as of ``KindOfModel``.
     """
 
-    data: DataConfig
-    auto_class: ClassVar[str]
     measures: ClassVar[tuple[Measure, ...]]
-    starts_at_label_shares: ClassVar[bool] = False
 
     @abstractmethod
     def read(
@@ -90,10 +83,6 @@ class Classification(ABC):
     ) -> dict[str, npt.NDArray[np.int64]]:
         """What each sample adds to the headline score, by name; [N] each."""
 
-    def written(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> list[str]:
-        """Texts with their prefix."""
-        return [self.data.text_prefix + one for one in text.texts]
-
     def labels_of(self, name: str) -> tuple[str, ...]:
         """The labels that a classifier's config names."""
         return models.labels_of(name)
@@ -105,10 +94,6 @@ class Classification(ABC):
         return models.load_classifier(
             name, label_names, seed=new_head_seed or 0, auto_class=self.auto_class
         )
-
-    def stream(self, name: str, device: torch.device, max_memory_bytes: int) -> "StreamedTeacher":
-        """A classifier that is never in memory as a whole."""
-        return models.stream_model(name, device, max_memory_bytes, self.auto_class)
 
     def student_text(
         self,

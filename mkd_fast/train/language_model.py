@@ -8,10 +8,10 @@ over these tokens: else a smaller vocabulary would look like a better model.
 Shapes: M tokens with a label, V vocabulary, D width.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,17 +27,14 @@ from mkd_fast.losses import LossOutput, LossSpec, SparseTeacher, linear_kd_loss
 from mkd_fast.student import TokenMap
 from mkd_fast.teacher.cache.kinds import HIDDEN
 from mkd_fast.train import models
-from mkd_fast.train.config import DataConfig
 from mkd_fast.train.examiner import sums_of_pieces
 from mkd_fast.train.heads import BehindHead, behind_head, into_head
 from mkd_fast.train.loop import Step
-from mkd_fast.train.task_kinds import Examined, Teaching
+from mkd_fast.train.task_kinds import Examined, KindOfModel, Teaching
 from mkd_fast.train.tasks import DistillTask, LabelTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from mkd_fast.teacher.streamed import StreamedTeacher
 
 
 @dataclass(frozen=True)
@@ -116,16 +113,12 @@ class TokenDistillTask(DistillTask):
 
 
 @dataclass(frozen=True)
-class LanguageModel(ABC):
+class LanguageModel(KindOfModel):
     """A task whose models say tokens; which tokens of a text they are to say is a subclass's.
 
     Args:
-        data: ``[data]``.
+        data: as of ``KindOfModel``.
     """
-
-    data: DataConfig
-    auto_class: ClassVar[str]
-    starts_at_label_shares: ClassVar[bool] = False
 
     @abstractmethod
     def tokenise(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> Pieces:
@@ -141,10 +134,6 @@ class LanguageModel(ABC):
     ) -> ModelScores:
         """Scores for each language of the sums over each piece that ``Examiner`` makes."""
 
-    def written(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> list[str]:
-        """Texts with their prefix."""
-        return [self.data.text_prefix + one for one in text.texts]
-
     def labels_of(self, name: str) -> tuple[str, ...]:
         """None."""
         return ()
@@ -154,10 +143,6 @@ class LanguageModel(ABC):
     ) -> "PreTrainedModel":
         """A language model of the kind."""
         return models.load_language_model(name, self.auto_class, new_head_seed=new_head_seed)
-
-    def stream(self, name: str, device: torch.device, max_memory_bytes: int) -> "StreamedTeacher":
-        """A language model that is never in memory as a whole."""
-        return models.stream_model(name, device, max_memory_bytes, self.auto_class)
 
     def student_text(
         self,

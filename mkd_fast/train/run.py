@@ -378,8 +378,7 @@ class Run:
         folder = self.folder / name
         if folder.exists():
             return folder
-        if self.processes.is_first:
-            self.tracking.start()  # a fault of it is told before hours of work
+        self.tracking.start()  # a fault of it is told before hours of work
         checkpoint_path = self.folder / "checkpoints" / f"{name}.pt"
         config, spec = self.config.train, self.config.loss
         model = self._loaded(self.copied)

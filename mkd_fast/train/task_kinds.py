@@ -3,10 +3,11 @@
 ``[task] kind`` names one; stages ask it and do not look at its name.
 """
 
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 
@@ -16,6 +17,8 @@ from mkd_fast.evaluate.scores import ModelScores
 from mkd_fast.losses import LossSpec
 from mkd_fast.student import TokenMap
 from mkd_fast.teacher.cache import TeacherCache
+from mkd_fast.train import models
+from mkd_fast.train.config import DataConfig
 from mkd_fast.train.loop import Task
 
 if TYPE_CHECKING:
@@ -149,3 +152,24 @@ class TaskKind(Protocol):
     def score(self, examined: Examined) -> ModelScores:
         """Scores of a model for each language."""
         ...
+
+
+@dataclass(frozen=True)
+class KindOfModel(ABC):
+    """What the kinds of this package share.
+
+    Args:
+        data: ``[data]``, which says how long a sample may be.
+    """
+
+    data: DataConfig
+    auto_class: ClassVar[str]
+    starts_at_label_shares: ClassVar[bool] = False
+
+    def written(self, text: Text, tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+        """Texts with their prefix."""
+        return [self.data.text_prefix + one for one in text.texts]
+
+    def stream(self, name: str, device: torch.device, max_memory_bytes: int) -> "StreamedTeacher":
+        """A model that is never in memory as a whole."""
+        return models.stream_model(name, device, max_memory_bytes, self.auto_class)
