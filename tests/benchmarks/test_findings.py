@@ -6,7 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mkd_fast.benchmarks import cache, findings
+from mkd_fast.benchmarks import findings
+from mkd_fast.benchmarks.cache.reading import Echo, forget
+from mkd_fast.benchmarks.cache.setting import ORIGIN
 from mkd_fast.benchmarks.findings import Finding
 from mkd_fast.benchmarks.results import read_rows
 from mkd_fast.cli import app
@@ -38,7 +40,7 @@ def test_what_people_and_tables_get(tmp_path: Path) -> None:
 
 def test_forgetting_a_folder_leaves_it_as_it_is(tmp_path, echo_capture) -> None:
     before = {path.name: path.read_bytes() for path in echo_capture.iterdir()}
-    cache.forget(echo_capture)
+    forget(echo_capture)
     assert {path.name: path.read_bytes() for path in echo_capture.iterdir()} == before
     assert len(TeacherCache.open(echo_capture)) == 2
 
@@ -48,7 +50,7 @@ def echo_capture(tmp_path: Path) -> Path:
     """A cache of two samples."""
     ids = torch.tensor([[1], [2]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "sample_ids": ids[:, 0]}
-    capture(cache.Echo(), [batch], tmp_path / "cache", keep="logits", fingerprints=cache.ORIGIN)
+    capture(Echo(), [batch], tmp_path / "cache", keep="logits", fingerprints=ORIGIN)
     return tmp_path / "cache"
 
 
