@@ -26,7 +26,7 @@ from mkd_fast.losses import LossOutput
 from mkd_fast.stopping import Terminated
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.loop import Step, fit
-from mkd_fast.train.parallel import whole_state
+from mkd_fast.train.parallel import over, sum_gradients, whole, whole_state
 from mkd_fast.train.processes import ALONE, Processes, join
 
 NUM_PROCESSES, NUM_ROWS, ROWS_A_STEP = 4, 18, 8  # the last step of an epoch has 2 rows
@@ -35,6 +35,7 @@ OPTIM = OptimConfig(
 )
 NUM_STEPS = 9
 WHOLE = [(size, parallel) for size in (2, 4) for parallel in ("ddp", "fsdp")]
+IN_PARTS = [(2, "ddp"), (4, "fsdp")]  # 2 rows of a step are fewer than 4 processes' parts
 # how many processes, and how they divide the model: of a training that was stopped, and of what
 # resumed it
 RESUMED = [((2, "fsdp"), (4, "ddp")), ((2, "ddp"), (1, "ddp")), ((1, "ddp"), (4, "fsdp"))]
@@ -72,6 +73,9 @@ class Problem:
         labels = torch.where(sample_ids % 5 == 1, NO_LABEL, input_ids[:, 0] % 3)
         return Step(Batch(input_ids, mask.long(), labels, sample_ids))
 
+    def num_counted(self, step: Step) -> int:
+        return int((step.batch.labels != NO_LABEL).sum())
+
     def loss(self, model: Any, step: Step) -> LossOutput:
         self.number += 1
         batch = step.batch
@@ -89,13 +93,14 @@ def train(
     parallel: str,
     problem: Problem | None = None,
     dtype: torch.dtype = torch.float32,
+    accumulate: int = 1,
 ) -> dict[str, Tensor]:
     """Train a new model, from the folder's checkpoint where there is one; its whole state."""
     model = make_model().to(dtype)
     fit(
         model,
         problem or Problem(),
-        replace(OPTIM, parallel=parallel),
+        replace(OPTIM, parallel=parallel, accumulate=accumulate),
         name="model",
         checkpoint_path=folder / "checkpoint",
         metrics_path=folder / "metrics.jsonl",
@@ -104,6 +109,19 @@ def train(
         processes=processes,
     )
     return whole_state(model)
+
+
+def gradients_of_parts(folder: Path, processes: Processes, *, parallel: str) -> list[list[Tensor]]:
+    """Of a model's bias, after each of two parts of a step, where there are any."""
+    model = make_model()
+    trained_over, found = over(model, parallel, processes), []
+    ids = torch.full((1, 4), 1 + processes.rank)
+    for is_last in (False, True):
+        sum_gradients(trained_over, after=is_last)
+        trained_over(input_ids=ids).logits.square().sum().backward()
+        bias = model.classifier.bias.grad
+        found.append([] if bias is None else [whole(bias).clone()])
+    return found
 
 
 class StoppedError(Exception):
@@ -145,10 +163,16 @@ def main(folder: Path) -> None:
 
     for size, parallel in WHOLE:
         together(f"{parallel}-{size}", size, partial(train, parallel=parallel))
+    for size, parallel in IN_PARTS:
+        in_parts = partial(train, parallel=parallel, accumulate=2)
+        together(f"{parallel}-parts-{size}", size, in_parts)
     for (size, parallel), (size_then, parallel_then) in RESUMED:
         name = f"{parallel}-{size}-{parallel_then}-{size_then}"
         together(name, size, partial(end_of, parallel=parallel, meddle=stop_at(7)))
         together(name, size_then, partial(train, parallel=parallel_then))
+
+    for parallel in ("ddp", "fsdp"):
+        together(f"summed-{parallel}", 2, partial(gradients_of_parts, parallel=parallel))
 
     def by_rank_1(act: Callable[[Tensor], Tensor], step: int) -> Meddle:
         return lambda number, loss: act(loss) if (number, everyone.rank) == (step, 1) else loss

@@ -70,6 +70,9 @@ class Problem:
         mask = torch.ones_like(input_ids)
         return Step(Batch(input_ids, mask, input_ids[:, 0] % 3, sample_ids))
 
+    def num_counted(self, step: Step) -> int:
+        return len(step.batch.labels)
+
     def loss(self, model: Model, step: Step) -> LossOutput:
         self.model = model
         number = self.first_step + len(self.before_step)

@@ -40,6 +40,9 @@ class _NextTokenTask(_LabelTask):
         target = self.cache.batch(rows, keep=self.keep)
         return Step(batch, target.at(_with_next(batch.attention_mask)))
 
+    def num_counted(self, step: Step) -> int:
+        return len(_with_next(step.batch.attention_mask))
+
     def loss(self, model: Any, step: Step) -> LossOutput:
         batch, target = step.batch, step.target
         assert target is not None, "read() gives every step its target"

@@ -339,11 +339,11 @@ def checkpoint_not_written(folder: Path, rank: int, error: BaseException) -> Exc
     )
 
 
-def reduction_of_several(reduction: str) -> ValueError:
-    """Processes share a mean."""
+def reduction_of_parts(reduction: str) -> ValueError:
+    """Processes share a mean, and so do the parts of a step."""
     return value_error(
         "recipe: [loss]",
-        'reduction must be "mean" where several processes train',
+        'reduction must be "mean" where several processes train, or [train] accumulate is above 1',
         repr(reduction),
         "Leave it out.",
     )

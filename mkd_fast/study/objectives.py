@@ -79,6 +79,10 @@ class SomeSteps:
         """As the task does."""
         return self.task.read(rows)
 
+    def num_counted(self, step: Step) -> int:
+        """As the task does."""
+        return self.task.num_counted(step)
+
     def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """As the task does."""
         return self.task.loss(model, step)

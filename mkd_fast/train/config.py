@@ -126,6 +126,8 @@ class OptimConfig:
     Args:
         epochs: passes over the training text.
         batch_size: sentences a step.
+        accumulate: parts that a step's sentences are taken in, one after the other: gradients are
+            those of the whole step, in the memory of a part.
         learning_rate: the peak.
         schedule: how the rate goes: "linear", "cosine", "wsd" or "constant", see ``schedule.py``.
         warmup: share of the steps in which it rises, in [0, 1].
@@ -145,6 +147,7 @@ class OptimConfig:
 
     epochs: int = 3
     batch_size: int = 32
+    accumulate: int = 1
     learning_rate: float = 5e-5
     schedule: Shape = "linear"
     warmup: float = 0.1
@@ -160,6 +163,7 @@ class OptimConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
 
     AS_BEFORE: ClassVar[Mapping[str, Any]] = {  # see recipe.decisive_settings
+        "accumulate": 1,
         "packing": 0,
         "attention": "model",
         "schedule": "linear",
@@ -171,7 +175,7 @@ class OptimConfig:
         place = "recipe: [finetune], [train]"
         for key in ("epochs", "batch_size", "learning_rate", "max_grad_norm"):
             checks.positive(place, key, getattr(self, key))
-        for key in ("checkpoint_every", "log_every"):
+        for key in ("accumulate", "checkpoint_every", "log_every"):
             checks.positive(place, key, getattr(self, key))
         for key in ("weight_decay", "packing"):
             checks.not_negative(place, key, getattr(self, key))
@@ -334,6 +338,8 @@ class Config:
         for section in ("finetune", "train"):
             if has_labels and getattr(self, section).packing:
                 raise checks.packed_texts(section)
+        if self.train.accumulate > 1 and self.loss.reduction != "mean":
+            raise checks.reduction_of_parts(self.loss.reduction)
         if self.data.source == "home_intents" and not has_labels:
             raise checks.source_of_another_task(self.data.source, self.task.kind)
         if self.data.entity_types and not tags_words:

@@ -7,7 +7,7 @@ that backward; that a causal model needs half of them is not taken off, as is th
 is not counted, nor what activation checkpointing computes twice: both are time lost, not work.
 
 Embeddings are looked up, and norms, activations and losses are not matrix products: nothing is
-counted for them. A head is used where there are labels.
+counted for them. A head is used where something counts in the loss.
 """
 
 import time
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mkd_fast.data.batches import Batch
-from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.skeleton import text_config
+from mkd_fast.train.shares import Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,15 +69,12 @@ class Flops:
             attention=_attention_units(model),
         )
 
-    def of_batch(self, batch: Batch) -> int:
-        """Operations of the forward and backward pass of a batch that is on the host."""
-        lengths = batch.attention_mask.sum(1)
-        num_tokens, squares = int(lengths.sum()), int((lengths * lengths).sum())
-        num_labels = int((batch.labels != NO_LABEL).sum())
+    def of_share(self, share: Share) -> int:
+        """Operations of the forward and backward pass of what one process has of a step."""
         return (
-            (4 * self.body + 2 * self.trained_body) * num_tokens
-            + (4 * self.head + 2 * self.trained_head) * num_labels
-            + 3 * 4 * self.attention * squares
+            (4 * self.body + 2 * self.trained_body) * share.num_tokens
+            + (4 * self.head + 2 * self.trained_head) * share.num_counted
+            + 3 * 4 * self.attention * share.num_pairs
         )
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mkd_fast.data.batches import Batch
 from mkd_fast.train.config import Precision
 from mkd_fast.train.device import is_bfloat16
 from mkd_fast.train.flops import Flops, peak_flops
+from mkd_fast.train.shares import Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,10 +36,10 @@ class Gauge:
         self._dtype = torch.bfloat16 if is_bfloat16(device, precision) else torch.float32
         self._operations = 0
 
-    def see(self, batch: Batch) -> None:
-        """Count a batch that is on the host."""
+    def see(self, share: Share) -> None:
+        """Count what this process has of a step."""
         if self._flops is not None:
-            self._operations += self._flops.of_batch(batch)
+            self._operations += self._flops.of_share(share)
 
     def read(self, seconds: float) -> dict[str, float]:
         """What was done in the seconds since the last reading, and the most memory ever taken.

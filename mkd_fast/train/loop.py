@@ -42,16 +42,22 @@ class Step:
 
 
 class Task(Protocol):
-    """What is trained for: which rows make a step, how they are read, and their loss."""
+    """What is trained for: which rows make a step, how they are read, and their loss.
+
+    A step may be taken in parts, each read, computed and differentiated by itself.
+    """
 
     def batches(self, epoch: int) -> Sequence[Sequence[int]]:
         """The rows of each step of an epoch; the same at every call."""
 
     def read(self, rows: Sequence[int]) -> Step:
-        """A step, on the host. Called by a thread, ahead of its turn."""
+        """A step or a part of one, on the host. Called by a thread, ahead of its turn."""
+
+    def num_counted(self, step: Step) -> int:
+        """What the loss of a step, which is on the host, is the mean over: samples or tokens."""
 
     def loss(self, model: nn.Module, step: Step) -> LossOutput:
-        """The loss of a step that is on the model's device."""
+        """The loss of a step that is on the model's device, or of a part of one."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ def fit(
             it may evaluate the model, if it leaves the random state as it is.
         shows_progress: False is silent.
         processes: all of which call this with the same arguments. Each computes its rows of every
-            step, and the loss is the mean over all rows of the step, as by one process. With
+            step, and the loss is the mean over all rows of the step, as by one process, and as of
+            a step that is taken whole where ``config.accumulate`` takes it in parts. With
             ``config.parallel == "fsdp"`` the model's parameters are dealt out, and stay so.
 
     Raises:
@@ -117,15 +124,11 @@ def fit(
     trained_over = parallel.over(model, config.parallel, processes)
     optimizer = make_optimizer(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    done = FitResult()
-    if checkpoint_path is not None:
-        found = checkpoint.restore(checkpoint_path, model, optimizer, processes)
-        done = FitResult(**(found or {}))
-    result = done
+    result = done = _restored(checkpoint_path, model, optimizer, processes)
     started = time.monotonic() - done.seconds
     gauge = Gauge(model, device, config.precision)
     log = StepLog(metrics_path, name, done.steps, device, len(rows), sinks, gauge, processes)
-    read = partial(share_of, read=task.read, processes=processes)
+    read = partial(share_of, task=task, num_parts=config.accumulate, processes=processes)
     shares = prefetch(read, rows[done.steps :])
     model.train()
     with (
@@ -141,13 +144,16 @@ def fit(
         summed = processes.sums_ahead(log.timed(shares), told)
         for number, (share, sums) in enumerate(summed, start=done.steps + 1):
             num_counted, num_tokens, num_terminated = sums
-            step = to_device(share.step, device)
-            with autocast(device, config.precision):
-                out = task.loss(trained_over, step)
-            out = in_the_mean(out, share.num_counted, num_counted, processes.size)
-            out.loss.backward()
+            for part in share.parts:
+                parallel.sum_gradients(trained_over, after=part is share.parts[-1])
+                step = to_device(part.step, device)
+                with autocast(device, config.precision):
+                    out = task.loss(trained_over, step)
+                out = in_the_mean(out, part.num_counted, num_counted, processes.size)
+                out.loss.backward()
+                log.add(out)
             norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-            log.see(number, share.step.batch, out, parallel.whole(norm), num_tokens)
+            log.see(number, share, parallel.whole(norm), num_tokens)
             optimizer.found_inf = log.is_broken  # type: ignore[attr-defined]  # fused: no move
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(number, len(rows))
@@ -169,6 +175,14 @@ def fit(
             raise Terminated
     model.eval()
     return result
+
+
+def _restored(
+    path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes
+) -> FitResult:
+    """What there was so far, with the state that it left."""
+    found = None if path is None else checkpoint.restore(path, model, optimizer, processes)
+    return FitResult(**(found or {}))
 
 
 T = TypeVar("T")

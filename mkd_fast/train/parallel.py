@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -62,6 +62,21 @@ def over(model: nn.Module, parallel: Parallel, processes: Processes) -> nn.Modul
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
+
+
+def sum_gradients(model: nn.Module, *, after: bool) -> None:
+    """Whether the backward pass to come is the last of a step, after which gradients are summed.
+
+    Until then each process adds up its own; dealt out, of the whole model.
+
+    Args:
+        model: what ``over`` returned, before its forward pass.
+        after: nothing is summed after it where False.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(after)
+    elif isinstance(model, DistributedDataParallel):
+        model.require_backward_grad_sync = after
 
 
 def whole(tensor: Tensor) -> Tensor:

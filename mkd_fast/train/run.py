@@ -96,7 +96,7 @@ class Run:
         self.device = own_device(choose_device(config.run.device))
         self.processes = join(self.device)
         if self.processes.size > 1 and config.loss.reduction != "mean":
-            raise checks.reduction_of_several(config.loss.reduction)
+            raise checks.reduction_of_parts(config.loss.reduction)
         self.metrics_path = self.folder / "metrics.jsonl"
         trackers = config.run.trackers if self.processes.is_first else ()
         self.tracking = Tracking(trackers, self.folder, to_dict(config))

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mkd_fast.checks import train as checks
-from mkd_fast.data.batches import Batch
 from mkd_fast.files import make_folder, write_atomically, writing_into
 from mkd_fast.losses import LossOutput
 from mkd_fast.train.gauge import Gauge
 from mkd_fast.train.processes import ALONE, Processes
+from mkd_fast.train.shares import Share
 
 T = TypeVar("T")
 Sink = Callable[[Mapping[str, Any]], None]
@@ -58,8 +57,9 @@ class StepLog:
         self._step = self._written_step = done_steps
         self._sums = torch.zeros(len(_TERMS), device=device)
         self._broken_step = torch.zeros((), dtype=torch.int64, device=device)
-        self._is_own = torch.zeros((), dtype=torch.bool, device=device)
-        self._samples: dict[int, list[int]] = {}
+        self._parts: list[Tensor] = []
+        # samples of each part of the steps since the last check, and whether its loss is finite
+        self._looked_at: dict[int, tuple[list[list[int]], Tensor]] = {}
         self._wait_seconds = 0.0
         self._tokens_before = self.tokens = 0
         self._since = time.monotonic()
@@ -80,39 +80,42 @@ class StepLog:
             self._wait_seconds += time.monotonic() - started
             yield step
 
-    def see(
-        self, step: int, batch: Batch, out: LossOutput, grad_norm: Tensor, num_tokens: int
-    ) -> None:
+    def add(self, out: LossOutput) -> None:
+        """Take note of a part of a step: what it is of the mean over the step."""
+        self._parts.append(torch.stack([out.loss.detach(), out.kd, out.ce, out.hidden]))
+
+    def see(self, step: int, share: Share, grad_norm: Tensor, num_tokens: int) -> None:
         """Take note of a step before the optimizer moves; nothing here waits for the device.
 
         Args:
-            step: counted from 1.
-            batch: this process's own.
-            out: its part of the mean over the step.
+            step: counted from 1; its parts were added.
+            share: this process's own.
             grad_norm: of the step.
             num_tokens: of the step.
         """
-        terms = torch.stack([out.loss.detach(), out.kd, out.ce, out.hidden, grad_norm])
+        parts, self._parts = torch.stack(self._parts), []
+        terms = torch.cat([parts.sum(0), grad_norm[None]])
         self._sums += terms
         self.is_broken = torch.maximum(self.is_broken, (~terms.isfinite().all()).float())
         is_first = (self._broken_step == 0) & (self.is_broken > 0)
         self._broken_step = torch.where(is_first, step, self._broken_step)
-        self._is_own |= is_first & ~terms[:-1].isfinite().all()
         self._step = step
-        self._samples[step] = batch.sample_ids.tolist()
+        self._looked_at[step] = share.sample_ids, parts.isfinite().all(1)
         self.tokens += num_tokens
         if self._gauge is not None:
-            self._gauge.see(batch)
+            self._gauge.see(share)
 
     def check(self) -> None:
         """Raise FloatingPointError if a step since the last check was not finite."""
         if self.is_broken.item():
             step = int(self._broken_step.item())
-            told = self._processes.gathered((bool(self._is_own.item()), self._samples[step]))
-            # where no loss shows whose gradients they are, it may be those of any process
-            suspects = [samples for is_own, samples in told if is_own] or [s for _, s in told]
-            raise checks.not_finite(self._model, step, list(chain.from_iterable(suspects)))
-        self._samples.clear()
+            samples, is_finite = self._looked_at[step]
+            own = list(zip(samples, is_finite.tolist(), strict=True))
+            parts = [part for of_one in self._processes.gathered(own) for part in of_one]
+            # where no loss shows whose gradients they are, it may be those of any part
+            suspects = [ids for ids, is_fine in parts if not is_fine] or [ids for ids, _ in parts]
+            raise checks.not_finite(self._model, step, [i for ids in suspects for i in ids])
+        self._looked_at.clear()
 
     def write(self, learning_rate: float) -> dict[str, float]:
         """Append a row of averages, start anew, and return what a progress line shows."""

@@ -42,6 +42,10 @@ class LabelTask:
         """The padded batch."""
         return Step(self.feeding.collate(self.text, rows))
 
+    def num_counted(self, step: Step) -> int:
+        """The samples or tokens that have a label."""
+        return int((step.batch.labels != NO_LABEL).sum())
+
     def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """Mean cross-entropy over what has a label; 0 where nothing has."""
         batch = step.batch
@@ -85,6 +89,10 @@ class DistillTask(LabelTask):
             hidden_layers=[theirs for _, theirs in self.matched_layers],
         )
         return Step(self.feeding.collate(self.text, rows), target)
+
+    def num_counted(self, step: Step) -> int:
+        """The samples or tokens whose label is not to be ignored."""
+        return int((step.batch.labels != self.spec.ignore_index).sum())
 
     def loss(self, model: nn.Module, step: Step) -> LossOutput:
         """``kd_loss`` of the batch."""

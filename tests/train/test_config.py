@@ -48,6 +48,7 @@ EVERY_KEY = {
     "finetune": {
         "epochs": 1,
         "batch_size": 2,
+        "accumulate": 3,
         "schedule": "wsd",
         "decay": 0.25,
         "learning_rate": 0.5,
@@ -196,6 +197,7 @@ def test_whole_numbers_do_for_fractions(tmp_path):
         ("[loss]\ntemperature = -1.0", ValueError, "temperature must be positive, got -1.0."),
         ("[train]\nepochs = 0", ValueError, "[train]: epochs must be positive, got 0."),
         ("[train]\nbatch_size = -8", ValueError, "batch_size must be positive, got -8."),
+        ("[train]\naccumulate = 0", ValueError, "accumulate must be positive, got 0."),
         ("[finetune]\nlog_every = 0", ValueError, "log_every must be positive, got 0."),
         ("[train]\ncheckpoint_every = 0", ValueError, "checkpoint_every must be positive, got 0."),
         ("[train]\nlearning_rate = 0.0", ValueError, "learning_rate must be positive, got 0.0."),
@@ -358,6 +360,11 @@ def test_whatever_stands_in_a_recipe_is_taken_or_refused_in_our_words(section, k
             {"train": {"packing": 128}},
             "packing must be 0 for task.kind",
             id="classes of texts in one row",
+        ),
+        pytest.param(
+            {"train": {"accumulate": 2}, "loss": {"reduction": "sum"}},
+            'reduction must be "mean" where several processes train, or [train] accumulate is',
+            id="parts of what is no mean",
         ),
         pytest.param(
             {"data": {"language_temperature": 0.5}},

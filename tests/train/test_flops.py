@@ -15,6 +15,9 @@ from transformers import (
 from mkd_fast.data.batches import Batch
 from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.train.flops import Flops, peak_flops
+from mkd_fast.train.loop import Step
+from mkd_fast.train.shares import share_of
+from mkd_fast.train.tasks import LabelTask
 
 
 def bert():
@@ -52,6 +55,20 @@ def gpt2():
     )
 
 
+class OfOneBatch(LabelTask):
+    """Whatever rows are asked for."""
+
+    def __init__(self, batch):
+        object.__setattr__(self, "batch", batch)
+
+    def read(self, rows):
+        return Step(self.batch)
+
+
+def operations(flops, batch):
+    return flops.of_share(share_of(batch.sample_ids.tolist(), OfOneBatch(batch)))
+
+
 def batch_of(num_samples, length, labels):
     ids = torch.randint(0, 50, (num_samples, length))
     return Batch(ids, torch.ones_like(ids), labels, torch.arange(num_samples))
@@ -69,22 +86,22 @@ def counted(model, batch, **others):
 def test_a_language_model_as_torch_counts_it(make):
     batch = batch_of(3, 7, torch.zeros(3, 7, dtype=torch.int64))
     model = make()
-    assert Flops.of(model).of_batch(batch) == counted(model, batch)
+    assert operations(Flops.of(model), batch) == counted(model, batch)
 
 
 def test_a_classifier_but_for_its_pooler():
     """Which sees one token of each sample, and is counted for all of them."""
     batch, model = batch_of(3, 7, torch.zeros(3, dtype=torch.int64)), bert()
     pooler = 6 * 16 * 16
-    assert Flops.of(model).of_batch(batch) == counted(model, batch) + pooler * (3 * 7 - 3)
+    assert operations(Flops.of(model), batch) == counted(model, batch) + pooler * (3 * 7 - 3)
 
 
 def test_what_is_frozen_has_no_gradient_of_weights():
     batch, model = batch_of(3, 7, torch.zeros(3, 7, dtype=torch.int64)), llama()
-    before = Flops.of(model).of_batch(batch)
+    before = operations(Flops.of(model), batch)
     weight = model.model.layers[1].mlp.up_proj.weight.requires_grad_(False)
-    assert before - Flops.of(model).of_batch(batch) == 2 * weight.numel() * 3 * 7
-    assert Flops.of(model).of_batch(batch) == counted(model, batch)
+    assert before - operations(Flops.of(model), batch) == 2 * weight.numel() * 3 * 7
+    assert operations(Flops.of(model), batch) == counted(model, batch)
 
 
 def test_padding_and_tokens_without_a_label_are_no_work():
@@ -92,7 +109,7 @@ def test_padding_and_tokens_without_a_label_are_no_work():
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     batch = Batch(torch.zeros_like(mask), mask, labels, torch.arange(2))
     flops = Flops(body=10, trained_body=5, head=7, trained_head=0, attention=2)
-    assert flops.of_batch(batch) == 5 * (40 + 10) + 3 * 28 + 12 * 2 * (9 + 4)
+    assert operations(flops, batch) == 5 * (40 + 10) + 3 * 28 + 12 * 2 * (9 + 4)
 
 
 def test_a_peak_is_of_this_device():

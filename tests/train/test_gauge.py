@@ -4,18 +4,13 @@ import torch
 from tiny_problem import Model
 from transformers import BertConfig, BertForSequenceClassification
 
-from mkd_fast.data.batches import Batch
 from mkd_fast.train import gauge as gauges
 from mkd_fast.train.flops import Flops
 from mkd_fast.train.gauge import Gauge, peak_memory_bytes
+from mkd_fast.train.shares import Share
 
 CPU = torch.device("cpu")
-BATCH = Batch(
-    torch.zeros(3, 7, dtype=torch.int64),
-    torch.ones(3, 7, dtype=torch.int64),
-    torch.zeros(3, dtype=torch.int64),
-    torch.arange(3),
-)
+SHARE = Share((), num_counted=3, num_tokens=21, num_pairs=3 * 49)
 
 
 def bert():
@@ -33,15 +28,15 @@ def test_what_was_done_since_the_last_reading(monkeypatch):
     monkeypatch.setattr(gauges, "_known_peak", lambda *of: 1e6)
     model = bert()
     gauge = Gauge(model, CPU, "float32")
-    gauge.see(BATCH)
-    gauge.see(BATCH)
-    assert gauge.read(4.0)["peak_share"] == 2 * Flops.of(model).of_batch(BATCH) / 4.0 / 1e6
+    gauge.see(SHARE)
+    gauge.see(SHARE)
+    assert gauge.read(4.0)["peak_share"] == 2 * Flops.of(model).of_share(SHARE) / 4.0 / 1e6
     assert gauge.read(4.0)["peak_share"] == 0.0
 
 
 def test_a_model_that_transformers_does_not_know_has_no_share():
     gauge = Gauge(Model(), CPU, "auto")
-    gauge.see(BATCH)
+    gauge.see(SHARE)
     assert set(gauge.read(1.0)) == {"peak_memory_bytes"}
 
 

@@ -133,6 +133,31 @@ def test_after_a_step_that_is_not_finite_the_checkpoint_is_the_one_before(tmp_pa
     assert same(model.weights(), train(tmp_path / "other")[0].weights())
 
 
+def test_it_takes_a_step_in_parts_and_moves_once(tmp_path):
+    problem = Problem()
+    train(tmp_path, problem, replace(OPTIM, accumulate=2))
+    steps = [rows for epoch in range(OPTIM.epochs) for rows in problem.batches(epoch)]
+    halves = [half for rows in steps for half in (rows[:2], rows[2:])]
+    assert list(problem.rows_of_step.values()) == halves
+    moments = list(problem.before_step.values())
+    assert all(same(*pair) for pair in zip(moments[0::2], moments[1::2], strict=True))
+    assert not any(same(*pair) for pair in pairwise(moments[0::2]))
+    assert [row["step"] for row in metric_rows(tmp_path / "metrics.jsonl")] == [3, 4, 6, 8, 9, 12]
+
+
+def test_parts_that_are_not_finite_move_nothing(tmp_path):
+    """Part 6 is the second of step 3."""
+
+    def spoil(number, loss, model):
+        return loss * torch.nan if number == 6 else loss
+
+    problem = Problem(spoil)
+    samples = ", ".join(map(str, problem.batches(0)[2][2:]))
+    with pytest.raises(FloatingPointError, match=f"at step 3, samples {samples}[.]"):
+        train(tmp_path, problem, replace(OPTIM, accumulate=2))
+    assert same(problem.model.weights(), problem.before_step[5])
+
+
 def test_frozen_parameters_stay(tmp_path):
     model, _ = train(tmp_path, config=replace(OPTIM, freeze=("embeddings",)))
     assert torch.equal(model.embeddings.weight, Model().embeddings.weight)

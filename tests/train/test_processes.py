@@ -11,16 +11,17 @@ import pytest
 import torch
 from budget import assert_within_budget
 
-from mkd_fast.data.tokens import NO_LABEL
-from mkd_fast.losses import LossOutput
 from mkd_fast.train import checkpoint
 from mkd_fast.train.processes import ALONE, Processes
-from mkd_fast.train.shares import in_the_mean, share_of
 
-NAMES = [f"{parallel}-{size}" for size, parallel in job.WHOLE] + [
-    f"{parallel}-{size}-{then}-{size_then}"
-    for (size, parallel), (size_then, then) in job.RESUMED
-]  # fmt: skip
+NAMES = [
+    *(f"{parallel}-{size}" for size, parallel in job.WHOLE),
+    *(f"{parallel}-parts-{size}" for size, parallel in job.IN_PARTS),
+    *(
+        f"{parallel}-{size}-{then}-{size_then}"
+        for (size, parallel), (size_then, then) in job.RESUMED
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,19 @@ def test_every_process_has_the_same_bits(made, name):
     assert all(torch.equal(flat(state), flat(states[0])) for state in states)
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_gradients_are_summed_after_the_last_part(made, parallel):
+    (before, after), (others_before, others_after) = [
+        left(made, f"summed-{parallel}", rank) for rank in (0, 1)
+    ]
+    assert torch.equal(after[0], others_after[0])
+    if parallel == "fsdp":  # kept where the whole layer is
+        assert before == others_before == []
+    else:
+        assert not torch.equal(before[0], others_before[0])
+        torch.testing.assert_close(after[0], before[0] + others_before[0])  # the mean, twice
+
+
 def test_of_several_checkpoints_the_last_one_stays(made):
     for name in NAMES:
         file = [] if name[-1] != "1" else ["checkpoint"]
@@ -133,27 +147,6 @@ def test_of_two_checkpoints_the_later_one_counts(made, tmp_path):
     for steps, found in ((4, 9), (11, 11)):
         checkpoint._save_file(path, model, optimizer, {"steps": steps})
         assert checkpoint.restore(path, model, optimizer)["steps"] == found
-
-
-def test_a_process_without_rows_counts_nothing():
-    found = [share_of([7, 1, 4], job.Problem().read, Processes(rank, 4)) for rank in range(4)]
-    assert [share.step.batch.sample_ids.tolist() for share in found] == [[7], [1], [4], [7]]
-    assert found[1].step.batch.labels.tolist() == [NO_LABEL]
-    assert [share.num_counted for share in found] == [1, 0, 1, 0]
-    assert [share.num_tokens for share in found] == [3, 3, 3, 0]
-
-
-def test_shares_of_a_mean():
-    """Four processes' means over their own 3, 1, 0 and 0 tokens average to the mean over 4."""
-    values, counts = torch.tensor([1.0, 5.0, 9.0, 9.0]), [3, 1, 0, 0]
-    parts = [
-        in_the_mean(LossOutput(value, value, value, value), own, 4, 4)
-        for value, own in zip(values, counts, strict=True)
-    ]
-    for term in ("loss", "kd", "ce", "hidden"):
-        assert sum(getattr(part, term) for part in parts) / 4 == 2.0
-    out = LossOutput(*values)
-    assert in_the_mean(out, 3, 3, 1) is out
 
 
 def test_dropout_of_each_process_is_its_own():

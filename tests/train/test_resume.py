@@ -69,6 +69,15 @@ def test_stopped_again_and_again(tmp_path, undisturbed):
     assert_same(tmp_path, train(tmp_path)[0], undisturbed)
 
 
+def test_stopped_between_the_parts_of_a_step(tmp_path):
+    config = replace(OPTIM, accumulate=3)
+    model, _ = train(tmp_path / "undisturbed", config=config)
+    undisturbed = model.weights(), metric_rows(tmp_path / "undisturbed" / "metrics.jsonl")
+    with pytest.raises(Stopped):
+        train(tmp_path, Problem(stop_at(3 * 5 + 2)), config)
+    assert_same(tmp_path, train(tmp_path, config=config)[0], undisturbed)
+
+
 @pytest.mark.parametrize("step", [2, 5, NUM_STEPS])
 def test_sigterm_saves_at_the_end_of_the_step(tmp_path, undisturbed, step):
     def terminate(number, loss, model):

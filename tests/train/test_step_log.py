@@ -7,24 +7,25 @@ import torch
 from mkd_fast.checks.wording import is_ours
 from mkd_fast.data.batches import Batch
 from mkd_fast.losses import LossOutput
+from mkd_fast.train.loop import Step
+from mkd_fast.train.shares import Part, Share
 from mkd_fast.train.step_log import StepLog
 
 CPU = torch.device("cpu")
 
 
-def batch(*sample_ids, num_tokens=3):
-    mask = torch.zeros(len(sample_ids), 5, dtype=torch.int64)
-    mask[:, :num_tokens] = 1
-    ids = torch.tensor(sample_ids)
-    return Batch(torch.zeros_like(mask), mask, ids, ids)
+def share(*parts):
+    """Of the samples of each part."""
+    ids = [torch.tensor(samples) for samples in parts]
+    steps = [Step(Batch(i[:, None], torch.ones_like(i[:, None]), i, i)) for i in ids]
+    return Share(tuple(Part(step, len(step.batch.labels)) for step in steps), 0, 0, 0)
 
 
-def see(log, step, loss=1.0, *, grad_norm=1.0, sample_ids=(1, 2), num_tokens=3):
-    parts = [torch.tensor(value) for value in (loss, 2.0 * loss, 3.0, 0.0)]
-    out = LossOutput(*parts)
-    log.see(
-        step, batch(*sample_ids, num_tokens=num_tokens), out, torch.tensor(grad_norm), num_tokens
-    )
+def see(log, step, *losses, grad_norm=1.0, parts=((1, 2),), num_tokens=3):
+    """A step of one part, or of parts with these losses."""
+    for loss in losses or (1.0,):
+        log.add(LossOutput(*[torch.tensor(value) for value in (loss, 2.0 * loss, 3.0, 0.0)]))
+    log.see(step, share(*parts), torch.tensor(grad_norm), num_tokens)
 
 
 def rows(path):
@@ -66,8 +67,8 @@ def test_a_row_holds_means_since_the_one_before(path):
 
 def test_tokens_add_up(path):
     log = StepLog(path, "model", 0, CPU)
-    see(log, 1, sample_ids=(1, 2), num_tokens=6)
-    see(log, 2, sample_ids=(1, 2, 3), num_tokens=15)
+    see(log, 1, num_tokens=6)
+    see(log, 2, num_tokens=15)
     assert log.tokens == 6 + 15
     assert log.write(0.1)["tokens/s"] == rows(path)[0]["tokens_per_s"] > 0
 
@@ -77,18 +78,37 @@ def test_timed_changes_nothing(path):
     assert list(log.timed(iter("abc"))) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("broken", [{"loss": float("nan")}, {"grad_norm": float("inf")}])
-def test_the_first_broken_step_and_its_samples_are_named(path, broken):
+def test_the_terms_of_parts_add_up(path):
     log = StepLog(path, "model", 0, CPU)
+    see(log, 1, 1.0, 4.0, parts=((1, 2), (3,)))
+    see(log, 2, 7.0)
+    log.write(0.1)
+    assert {k: rows(path)[0][k] for k in ("loss", "kd", "ce")} == {"loss": 6, "kd": 12, "ce": 4.5}
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("losses", "grad_norm", "named"),
+    [
+        pytest.param((NAN, 1.0), NAN, "samples 8, 9.", id="the part's whose loss it is"),
+        pytest.param((1.0, -INF), NAN, "samples 5.", id="of the last part"),
+        pytest.param((NAN, INF), NAN, "samples 8, 9, 5.", id="of both"),
+        pytest.param((1.0, 1.0), INF, "samples 8, 9, 5.", id="all, where only gradients show it"),
+    ],
+)
+def test_the_first_broken_step_and_its_samples_are_named(path, losses, grad_norm, named):
+    log, parts = StepLog(path, "model", 0, CPU), ((8, 9), (5,))
     see(log, 1)
     assert log.is_broken.item() == 0
-    see(log, 2, sample_ids=(8, 9), **broken)
+    see(log, 2, *losses, grad_norm=grad_norm, parts=parts)
     assert log.is_broken.item() == 1
     see(log, 3)
-    see(log, 4, **broken)
+    see(log, 4, *losses, grad_norm=grad_norm, parts=parts)
     assert log.is_broken.item() == 1, "sticky: nothing may move any more"
     for _ in range(2):
-        with pytest.raises(FloatingPointError, match=re.escape("at step 2, samples 8, 9.")):
+        with pytest.raises(FloatingPointError, match=re.escape(f"at step 2, {named}")):
             log.write(0.1)
     assert not path.exists()
 
@@ -98,7 +118,7 @@ def test_a_check_forgets_samples_that_were_fine(path):
     for step in range(1, 100):
         see(log, step)
         log.check()
-    assert not log._samples
+    assert not log._looked_at
 
 
 def test_rows_beyond_the_checkpoint_are_dropped_once_resumed(path):
