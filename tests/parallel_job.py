@@ -61,6 +61,10 @@ class Problem:
 
     def __init__(self, meddle: Meddle = lambda number, loss: loss) -> None:
         self.meddle, self.number = meddle, 0
+        self.weights: dict[str, float] = {}
+
+    def at(self, step: int, num_steps: int) -> "Problem":
+        return self
 
     def batches(self, epoch: int) -> list[list[int]]:
         rows = torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(epoch))

@@ -59,6 +59,10 @@ class Problem:
     before_step: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     rows_of_step: dict[int, list[int]] = field(default_factory=dict)
     model: Model | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def at(self, step: int, num_steps: int) -> "Problem":
+        return self
 
     def batches(self, epoch: int) -> list[list[int]]:
         rows = torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(epoch))

@@ -131,7 +131,7 @@ def _sections(run: RunRecord, name: str, title: str) -> Iterator[str]:
     )
     yield "## Training\n"
     yield from _list(
-        f"Loss: {_loss(settings['loss'])}",
+        f"Loss: {_loss(settings['loss'])}{_moves(settings.get('loss_schedule', {}))}",
         f"Settings: {_named(_TRAINING, settings['train'])}; seed {settings['run']['seed']}",
         *([_cost(fit)] if fit else []),
         f"Versions: {', '.join(f'{k} {v}' for k, v in run.record.get('versions', {}).items())}",
@@ -216,6 +216,12 @@ def _loss(settings: Mapping[str, Any]) -> str:
     defaults = dataclasses.asdict(LossSpec())
     changed = [k for k, value in settings.items() if k in defaults and value != defaults[k]]
     return _named(dict.fromkeys((*always, *changed)), settings)
+
+
+def _moves(schedule: Mapping[str, Any]) -> str:
+    """Weights of the loss that go from there to another value."""
+    moving = {key: value for key, value in schedule.items() if key.endswith("_weight") and value}
+    return "".join(f"; {key} goes to {end} ({shape})" for key, (shape, end) in moving.items())
 
 
 def _named(keys: "Sequence[str] | Mapping[str, Any]", settings: Mapping[str, Any]) -> str:

@@ -10,9 +10,10 @@ So ``loss.ce_weight`` says whether the distilled ones see labels too. Hidden sta
 student is matched with that behind the teacher's layer it started from, or would have.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Self
 
 import numpy as np
 from torch import nn
@@ -62,6 +63,15 @@ class SomeSteps:
     num_steps: int
     batch_size: int
     seed: int
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The task's."""
+        return self.task.weights
+
+    def at(self, step: int, num_steps: int) -> Self:
+        """As the task is."""
+        return replace(self, task=self.task.at(step, num_steps))
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The rows of each step."""

@@ -128,6 +128,7 @@ class Classification(KindOfModel):
             cache=teaching.cache,
             spec=teaching.spec,
             matched_layers=teaching.matched_layers,
+            schedule=teaching.schedule,
             feeding=feeding,
         )
 

@@ -2,7 +2,8 @@
 
     config = load("recipes/home_intents.toml", {"train.epochs": "2"})
 
-The section ``[loss]`` is a LossSpec. An unknown key is refused with the nearest known one.
+The section ``[loss]`` is a LossSpec, and ``[loss_schedule]`` a LossSchedule. An unknown key is
+refused with the nearest known one.
 """
 
 import re
@@ -18,7 +19,7 @@ from mkd_fast.student.depth import DEPTHS
 from mkd_fast.student.width import WIDTHS
 from mkd_fast.teacher.cache.kinds import parse_keep
 from mkd_fast.train.recipe import built, load_as
-from mkd_fast.train.schedule import Shape, share_of_peak
+from mkd_fast.train.schedule import LossSchedule, Shape, share_of_peak
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -328,6 +329,7 @@ class Config:
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     loss: LossSpec = field(default_factory=LossSpec)
+    loss_schedule: LossSchedule = field(default_factory=LossSchedule)
     train: OptimConfig = field(default_factory=OptimConfig)
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -346,13 +348,18 @@ class Config:
             raise checks.entity_types_without_tags(self.task.kind)
         if self.loss.ignore_index != NO_LABEL and not has_labels:
             raise checks.other_ignore_index(self.loss.ignore_index, NO_LABEL)
-        weights = (self.loss.hidden_weight, self.scratch.enabled and self.scratch.hidden_weight)
         splits_otherwise = self.student.vocabulary == "used" and self.student.coverage < 1.0
-        if splits_otherwise and (not has_labels or any(weights)):
+        if splits_otherwise and (not has_labels or self.matches_states):
             raise checks.targets_of_other_tokens(self.student.coverage)
         says_tokens = self.task.kind in ("masked_lm", "causal_lm")
         if self.capture.keep == ("logits" if says_tokens else "hidden"):
             raise checks.kept_of_another_task(self.capture.keep, self.task.kind)
+
+    @property
+    def matches_states(self) -> bool:
+        """Whether a student's hidden states are compared with the teacher's, at some step."""
+        scratch = self.scratch.enabled and self.scratch.hidden_weight
+        return bool(scratch or self.loss_schedule.most_hidden_weight(self.loss))
 
 
 def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:

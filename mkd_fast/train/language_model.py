@@ -190,6 +190,7 @@ class LanguageModel(KindOfModel):
             spec=teaching.spec,
             matched_layers=teaching.matched_layers,
             token_map=teaching.token_map,
+            schedule=teaching.schedule,
             feeding=feeding,
         )
 

@@ -6,12 +6,12 @@ nothing, nor does any after it; the host learns of it when it next writes a line
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,13 @@ class Task(Protocol):
 
     A step may be taken in parts, each read, computed and differentiated by itself.
     """
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The loss's weights that are another at every step, by name."""
+
+    def at(self, step: int, num_steps: int) -> Self:
+        """The task as it is at a step (from 1)."""
 
     def batches(self, epoch: int) -> Sequence[Sequence[int]]:
         """The rows of each step of an epoch; the same at every call."""
@@ -144,11 +151,12 @@ def fit(
         summed = processes.sums_ahead(log.timed(shares), told)
         for number, (share, sums) in enumerate(summed, start=done.steps + 1):
             num_counted, num_tokens, num_terminated = sums
+            now = task.at(number, len(rows))
             for part in share.parts:
                 parallel.sum_gradients(trained_over, after=part is share.parts[-1])
                 step = to_device(part.step, device)
                 with autocast(device, config.precision):
-                    out = task.loss(trained_over, step)
+                    out = now.loss(trained_over, step)
                 out = in_the_mean(out, part.num_counted, num_counted, processes.size)
                 out.loss.backward()
                 log.add(out)
@@ -162,7 +170,7 @@ def fit(
             stops = num_terminated > 0 or (processes.size == 1 and is_terminated())
             is_saved = number == len(rows) or number % config.checkpoint_every == 0 or stops
             if is_saved or number % config.log_every == 0:
-                bar.update(number, log.write(optimizer.param_groups[0]["lr"]))
+                bar.update(number, log.write(optimizer.param_groups[0]["lr"], now.weights))
             result = FitResult(number, done.tokens + log.tokens, time.monotonic() - started)
             if is_saved and checkpoint_path is not None:
                 checkpoint.save(checkpoint_path, model, optimizer, vars(result), processes)

@@ -54,6 +54,7 @@ from mkd_fast.train.loop import FitResult, Task, fit
 from mkd_fast.train.parallel import whole_state
 from mkd_fast.train.processes import join, own_device
 from mkd_fast.train.recipe import to_dict
+from mkd_fast.train.schedule import LossSchedule
 from mkd_fast.train.task_kinds import Examined, Teaching
 from mkd_fast.train.tracking import Tracking
 
@@ -143,7 +144,7 @@ class Run:
         name = resolve_model(self.config.teacher.model)
         teacher = models.skeleton_of(name, self.kind.auto_class)
         hidden_size = self.config.student.hidden_size
-        if self._matches_states and hidden_size not in (0, teacher.config.hidden_size):
+        if self.config.matches_states and hidden_size not in (0, teacher.config.hidden_size):
             raise checks.states_of_two_widths(hidden_size)
         layer_list = find_layer_list("copy_init", teacher)
         scores = self.layer_changes if depth == "importance" else None
@@ -245,15 +246,10 @@ class Run:
     def _loaded(self, folder: str | Path) -> "PreTrainedModel":
         return self.kind.load(str(folder), self.corpus.train.label_names)
 
-    @property
-    def _matches_states(self) -> bool:
-        scratch = self.config.scratch
-        return bool(self.config.loss.hidden_weight or (scratch.enabled and scratch.hidden_weight))
-
     @cached_property
     def matched_layers(self) -> tuple[tuple[int, int], ...]:
         """Pairs of hidden states (student's, teacher's): behind each layer and its original."""
-        if not self._matches_states:
+        if not self.config.matches_states:
             return ()
         return tuple((ours + 1, theirs + 1) for ours, theirs in enumerate(self.kept_layers))
 
@@ -380,7 +376,7 @@ class Run:
             return folder
         self.tracking.start()  # a fault of it is told before hours of work
         checkpoint_path = self.folder / "checkpoints" / f"{name}.pt"
-        config, spec = self.config.train, self.config.loss
+        config, spec, schedule = self.config.train, self.config.loss, self.config.loss_schedule
         model = self._loaded(self.copied)
         if name == SCRATCH:
             model = scratch_like(model, self.config.run.seed)
@@ -389,9 +385,10 @@ class Run:
             scratch = self.config.scratch
             config = replace(config, learning_rate=scratch.learning_rate, freeze=())
             spec = replace(spec, hidden_weight=scratch.hidden_weight)
+            schedule = replace(schedule, hidden_weight=None)
         result = fit(
             models.to_device(model, self.device),
-            self._distill_task(model, config, spec),
+            self._distill_task(model, config, spec, schedule),
             config,
             name=SHOWN_AS[name],
             checkpoint_path=checkpoint_path,
@@ -411,13 +408,20 @@ class Run:
 
         return self.processes.made_once(lambda: folder if folder.exists() else None, save)
 
-    def _distill_task(self, model: "PreTrainedModel", config: OptimConfig, spec: LossSpec) -> Task:
+    def _distill_task(
+        self,
+        model: "PreTrainedModel",
+        config: OptimConfig,
+        spec: LossSpec,
+        schedule: LossSchedule,
+    ) -> Task:
         teaching = Teaching(
             self.teacher_text,
             self.cache,
             spec,
-            self.matched_layers if spec.hidden_weight else (),
+            self.matched_layers if schedule.most_hidden_weight(spec) else (),
             self.token_map,
+            schedule,
         )
         gc.collect()  # the teacher that made the cache
         tokenizer = models.load_tokenizer(str(self.copied))

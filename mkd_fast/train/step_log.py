@@ -117,8 +117,15 @@ class StepLog:
             raise checks.not_finite(self._model, step, [i for ids in suspects for i in ids])
         self._looked_at.clear()
 
-    def write(self, learning_rate: float) -> dict[str, float]:
-        """Append a row of averages, start anew, and return what a progress line shows."""
+    def write(
+        self, learning_rate: float, weights: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Append a row of averages, start anew, and return what a progress line shows.
+
+        Args:
+            learning_rate: of the last step.
+            weights: of the loss, those that move, in it.
+        """
         self.check()
         seconds = time.monotonic() - self._since
         num_seen = (self._step - self._written_step) * self._processes.size
@@ -127,7 +134,7 @@ class StepLog:
         speed = (self.tokens - self._tokens_before) / seconds
         row = {"model": self._model, "step": self._step, **means, "learning_rate": learning_rate}
         row |= {"tokens_per_s": speed, "wait_share": self._wait_seconds / seconds}
-        row |= {"num_steps": self._num_steps, "seconds": seconds}
+        row |= {"num_steps": self._num_steps, "seconds": seconds, **(weights or {})}
         gauged = {} if self._gauge is None else self._gauge.read(seconds)
         row |= gauged
         if self._path is not None and self._processes.is_first:

@@ -20,6 +20,7 @@ from mkd_fast.teacher.cache import TeacherCache
 from mkd_fast.train import models
 from mkd_fast.train.config import DataConfig
 from mkd_fast.train.loop import Task
+from mkd_fast.train.schedule import CONSTANT, LossSchedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -38,6 +39,7 @@ class Teaching:
         matched_layers: pairs (hidden state of the student, hidden state of the teacher), as
             ``transformers`` numbers them; none where hidden states play no part.
         token_map: the student's vocabulary within the teacher's; None where it is the same.
+        schedule: how the weights of the loss move.
     """
 
     teacher_text: TokenisedText
@@ -45,6 +47,7 @@ class Teaching:
     spec: LossSpec
     matched_layers: tuple[tuple[int, int], ...]
     token_map: TokenMap | None
+    schedule: LossSchedule = CONSTANT
 
 
 @dataclass(frozen=True)

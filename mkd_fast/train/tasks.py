@@ -1,7 +1,8 @@
 """What a model is trained for: the labels, or the teacher's outputs in a cache."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 from torch import nn
@@ -14,6 +15,7 @@ from mkd_fast.student import TokenMap
 from mkd_fast.teacher.cache import TeacherCache
 from mkd_fast.train.forward import inputs_of, padded
 from mkd_fast.train.loop import Step
+from mkd_fast.train.schedule import CONSTANT, LossSchedule
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,18 @@ class LabelTask:
         batch_size: samples a step, all of about the same length.
         seed: of their order.
         feeding: which samples an epoch has, and how they are laid out.
+        weights: of the loss, those that move, as they are at a step; known of what ``at`` returns.
     """
 
     text: TokenisedText
     batch_size: int
     seed: int
     feeding: Feeding = field(default=PLAIN, kw_only=True)
+    weights: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+
+    def at(self, step: int, num_steps: int) -> Self:
+        """The same at every step: no weight moves."""
+        return self
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The rows of each step."""
@@ -71,6 +79,7 @@ class DistillTask(LabelTask):
             ``transformers`` numbers them; none where hidden states play no part.
         token_map: of a student with fewer tokens than the teacher, where the logits are over
             tokens; None where they are over labels, or the vocabulary is whole.
+        schedule: how the weights of ``spec`` move from what they are there.
     """
 
     teacher_text: TokenisedText
@@ -78,6 +87,12 @@ class DistillTask(LabelTask):
     spec: LossSpec
     matched_layers: tuple[tuple[int, int], ...]
     token_map: TokenMap | None = None
+    schedule: LossSchedule = field(default=CONSTANT, kw_only=True)
+
+    def at(self, step: int, num_steps: int) -> Self:
+        """With the weights of the loss that a step has."""
+        weights: dict[str, Any] = {**self.schedule.weights_at(self.spec, step, num_steps)}
+        return replace(self, spec=replace(self.spec, **weights), weights=weights)
 
     def read(self, rows: Sequence[int]) -> Step:
         """The padded batch and the teacher's outputs for it."""

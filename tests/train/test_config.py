@@ -98,6 +98,13 @@ EVERY_KEY = {
         "logit_scale": 0.5,
         "teacher_logit_scale": 0.25,
     },
+    "loss_schedule": {
+        "kd_weight": ["wsd", 0.0],
+        "ce_weight": ["linear", 0.5],
+        "hidden_weight": ["cosine", 0.25],
+        "warmup": 0.25,
+        "decay": 0.5,
+    },
     "train": {"epochs": 7},
     "scratch": {"enabled": False, "learning_rate": 0.125, "hidden_weight": 0.5},
     "evaluate": {"batch_size": 4},
@@ -198,6 +205,14 @@ def test_whole_numbers_do_for_fractions(tmp_path):
         ("[train]\nepochs = 0", ValueError, "[train]: epochs must be positive, got 0."),
         ("[train]\nbatch_size = -8", ValueError, "batch_size must be positive, got -8."),
         ("[train]\naccumulate = 0", ValueError, "accumulate must be positive, got 0."),
+        (
+            '[loss_schedule]\nce_weight = ["cosin", 0.5]',
+            TypeError,
+            "ce_weight must be tuple[",
+        ),
+        ("[loss_schedule]\nce_weight = 0.5", TypeError, "ce_weight must be tuple["),
+        ('[loss_schedule]\nkd_weight = ["wsd", -1.0]', ValueError, "kd_weight must be zero or pos"),
+        ("[loss_schedule]\nwarmup = 2.0", ValueError, "[loss_schedule]: warmup must lie in [0, 1]"),
         ("[finetune]\nlog_every = 0", ValueError, "log_every must be positive, got 0."),
         ("[train]\ncheckpoint_every = 0", ValueError, "checkpoint_every must be positive, got 0."),
         ("[train]\nlearning_rate = 0.0", ValueError, "learning_rate must be positive, got 0.0."),
@@ -350,6 +365,14 @@ def test_whatever_stands_in_a_recipe_is_taken_or_refused_in_our_words(section, k
             {"task": {"kind": "masked_lm"}, "student": {"coverage": 0.9}},
             "student.coverage must be 1 where words are tagged, tokens masked or states matched",
             id="masked tokens that split otherwise",
+        ),
+        pytest.param(
+            {
+                "student": {"coverage": 0.9},
+                "loss_schedule": {"hidden_weight": ["linear", 1.0]},
+            },
+            "student.coverage must be 1 where words are tagged, tokens masked or states matched",
+            id="states of other tokens that are matched in the end",
         ),
         pytest.param(
             {"task": {"kind": "causal_lm"}},

@@ -69,6 +69,27 @@ def test_stopped_again_and_again(tmp_path, undisturbed):
     assert_same(tmp_path, train(tmp_path)[0], undisturbed)
 
 
+class Moving(Problem):
+    """A weight of the loss is another one at every step."""
+
+    def at(self, step, num_steps):
+        self.weights = {"ce_weight": step / num_steps}
+        return self
+
+    def loss(self, model, step):
+        out = super().loss(model, step)
+        return replace(out, loss=out.loss * self.weights["ce_weight"])
+
+
+def test_weights_that_move_go_on_where_they_were(tmp_path):
+    model, _ = train(tmp_path / "undisturbed", Moving())
+    undisturbed = model.weights(), metric_rows(tmp_path / "undisturbed" / "metrics.jsonl")
+    assert [row["ce_weight"] for row in undisturbed[1]] == [n / 12 for n in (3, 4, 6, 8, 9, 12)]
+    with pytest.raises(Stopped):
+        train(tmp_path, Moving(stop_at(5)))
+    assert_same(tmp_path, train(tmp_path, Moving())[0], undisturbed)
+
+
 def test_stopped_between_the_parts_of_a_step(tmp_path):
     config = replace(OPTIM, accumulate=3)
     model, _ = train(tmp_path / "undisturbed", config=config)

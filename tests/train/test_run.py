@@ -121,6 +121,12 @@ def test_the_student_loads_where_mkd_fast_is_not(finished, tmp_path):
         ({"loss.hidden_weight": "0.0"}, "logits", (), (1, 3)),
         ({"capture.keep": "topk:2", "loss.hidden_weight": "0.0"}, "topk:2", (), (1, 3)),
         ({"capture.keep": "topk:2"}, "topk:2", (2, 4), (1, 3)),
+        (
+            {"loss_schedule.hidden_weight": "['linear', 0.5]", "loss.hidden_weight": "0.0"},
+            "logits",
+            (2, 4),
+            (1, 3),
+        ),
         ({"student.depth": "[0, 2, 3]"}, "logits", (1, 3, 4), (0, 2, 3)),
         ({"student.depth": "first", "student.num_layers": "1"}, "logits", (1,), (0,)),
         ({"student.vocabulary": "all"}, "logits", (2, 4), (1, 3)),
@@ -166,6 +172,10 @@ def test_other_recipes(finished, recipe, change, keep, hidden_layers, layers):
 def test_a_teacher_that_is_ready_is_used_as_it_is(recipe, ready_teacher, home):
     before = weights(ready_teacher)
     change = {"teacher.model": str(ready_teacher), "teacher.finetuned": "true"}
+    change |= {
+        "loss_schedule.hidden_weight": "['cosine', 0.0]",
+        "loss_schedule.ce_weight": "['linear', 1.0]",
+    }
     result = mkd_fast.distill(recipe, change)
     assert weights(ready_teacher) == before
     assert not home.exists()
@@ -175,7 +185,15 @@ def test_a_teacher_that_is_ready_is_used_as_it_is(recipe, ready_teacher, home):
     config = models.load_classifier(str(result.student), ("on", "off", "dim")).config
     assert models.labels_of(str(result.student)) == ("on", "off", "dim")
     assert config.num_hidden_layers == 2
-    assert {row["model"] for row in metric_rows(result.folder / "metrics.jsonl")} == {*MODELS[2:]}
+    rows = metric_rows(result.folder / "metrics.jsonl")
+    assert {row["model"] for row in rows} == {*MODELS[2:]}
+    trained = [row for row in rows if row["model"] == MODELS[2]]
+    for name, start, end in (("hidden_weight", 1.0, 0.0), ("ce_weight", 0.5, 1.0)):
+        moved = [abs(row[name] - start) for row in trained]
+        assert moved == sorted(moved)
+        assert 0 < moved[0] < moved[-1] < abs(end - start)
+    others = [row for row in rows if row["model"] == MODELS[3]]  # match no states, at any step
+    assert all("hidden_weight" not in row and "ce_weight" in row for row in others)
 
 
 def test_a_streamed_teacher_says_the_same(recipe, ready_teacher, tmp_path, capsys):

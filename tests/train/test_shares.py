@@ -13,6 +13,7 @@ from mkd_fast.data.tokens import NO_LABEL, LabelledTokens, TokenisedText
 from mkd_fast.losses import LossOutput
 from mkd_fast.teacher import CachedBatch
 from mkd_fast.train.processes import Processes
+from mkd_fast.train.schedule import LossSchedule
 from mkd_fast.train.shares import in_the_mean, share_of
 from mkd_fast.train.tasks import DistillTask, LabelTask
 
@@ -121,6 +122,14 @@ def in_parts(task, num_parts, num_processes):
 def test_parts_add_up_to_the_whole(name, num_parts, num_processes):
     found = in_parts(TASKS[name], num_parts, num_processes)
     torch.testing.assert_close(found.float(), whole(TASKS[name]).float())  # whose terms are
+
+
+def test_a_step_has_its_own_weights_of_the_loss():
+    schedule = LossSchedule(hidden_weight=("linear", 1.0), kd_weight=("linear", 0.0))
+    task = replace(TASKS["distilled, tokens"], schedule=schedule).at(3, 4)
+    assert task.weights == {"kd_weight": 0.5 * 0.7, "hidden_weight": 1.5}
+    wanted = distill_task(token_text(), replace(SPEC, kd_weight=0.5 * 0.7, hidden_weight=1.5))
+    assert torch.equal(whole(task), whole(wanted))
 
 
 @pytest.mark.parametrize("name", TASKS)
