@@ -33,6 +33,10 @@ class Model(nn.Module):
             self.embeddings = nn.Embedding(11, 8)
             self.head = nn.Linear(8, 3)
 
+    @property
+    def base_model(self) -> nn.Module:
+        return self.embeddings
+
     def forward(self, input_ids: Tensor) -> Tensor:
         mixed = functional.dropout(self.embeddings(input_ids).mean(1), 0.2, self.training)
         return self.head(mixed)

@@ -89,6 +89,16 @@ def attention_is_fixed(wanted: str, model: str) -> TypeError:
     )
 
 
+def no_head(head_rate: float, model: str) -> TypeError:
+    """A model that is all base model, whose head was to learn at a rate of its own."""
+    return type_error(
+        "fit",
+        f"a model must have a head beside its base_model for head_rate = {head_rate:g}",
+        model,
+        "Pass head_rate = 1.",
+    )
+
+
 def data_not_named(source: str, key: str) -> ValueError:
     """A source without what it reads."""
     return value_error(

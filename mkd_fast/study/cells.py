@@ -106,6 +106,7 @@ def train(
     model = models.to_device(student, shared.device)
     order = balanced_order(text.strata, text.languages, seed=cell.seed)
     rows = sorted(order[: num_rows(cell.fraction, len(text))])
+    has_new_head = cell.start == "pretrained" and cell.objective != "hidden"
     curve = Curve(model, shared, curve_at)
     curve.see(FitResult())
     result = fit(
@@ -115,6 +116,7 @@ def train(
             recipe.train,
             epochs=1,
             learning_rate=rate,
+            head_rate=recipe.train.head_rate if has_new_head else 1.0,
             freeze=shared.head_names if cell.objective == "hidden" else (),
         ),
         name=cell.shown,

@@ -3,7 +3,8 @@
     recipe = load("recipes/study_intents.toml", {"study.seeds": "[0]"})
 
 ``[loss]`` is what "kl_hidden" trains with; the other objectives are parts of it (``objectives``).
-``[train]`` says how a student is trained, except for its learning rate, which is chosen.
+``[train]`` says how a student is trained, except for its learning rate, which is chosen; its
+``head_rate`` is for "pretrained" students, the only ones with a new head on layers that are not.
 """
 
 from collections.abc import Mapping

@@ -130,6 +130,9 @@ class OptimConfig:
         accumulate: parts that a step's sentences are taken in, one after the other: gradients are
             those of the whole step, in the memory of a part.
         learning_rate: the peak.
+        head_rate: how many times that the head learns at: what is not the base model, and its
+            pooler. A new head on an encoder whose states are much alike (contrastive training)
+            wants about 10, or the encoder gives way before the head can tell them apart.
         schedule: how the rate goes: "linear", "cosine", "wsd" or "constant", see ``schedule.py``.
         warmup: share of the steps in which it rises, in [0, 1].
         decay: share of the steps in which it falls under "wsd", in [0, 1].
@@ -150,6 +153,7 @@ class OptimConfig:
     batch_size: int = 32
     accumulate: int = 1
     learning_rate: float = 5e-5
+    head_rate: float = 1.0
     schedule: Shape = "linear"
     warmup: float = 0.1
     decay: float = 0.1
@@ -167,6 +171,7 @@ class OptimConfig:
         "accumulate": 1,
         "packing": 0,
         "attention": "model",
+        "head_rate": 1.0,
         "schedule": "linear",
         "decay": 0.1,  # which "linear" does not look at
         "parallel": "ddp",
@@ -174,7 +179,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         place = "recipe: [finetune], [train]"
-        for key in ("epochs", "batch_size", "learning_rate", "max_grad_norm"):
+        for key in ("epochs", "batch_size", "learning_rate", "head_rate", "max_grad_norm"):
             checks.positive(place, key, getattr(self, key))
         for key in ("accumulate", "checkpoint_every", "log_every"):
             checks.positive(place, key, getattr(self, key))

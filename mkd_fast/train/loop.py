@@ -164,7 +164,7 @@ def fit(
             log.see(number, share, parallel.whole(norm), num_tokens)
             optimizer.found_inf = log.is_broken  # type: ignore[attr-defined]  # fused: no move
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(number, len(rows))
+                group["lr"] = config.learning_rate_at(number, len(rows)) * group.get("times", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             stops = num_terminated > 0 or (processes.size == 1 and is_terminated())

@@ -28,11 +28,35 @@ def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Fused AdamW of what is not frozen; matrices decay, vectors (biases, norms) do not.
 
-    It moves nothing, and no state of it, in a step at which its ``found_inf`` is not 0.
+    It moves nothing, and no state of it, in a step at which its ``found_inf`` is not 0. A group
+    has as "times" how many times the scheduled rate is its own, unless that is once.
+
+    Raises:
+        TypeError: ``config.head_rate`` is not 1, and the model has no head.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    groups = _groups(trained, config.weight_decay)
+    if config.head_rate != 1.0:
+        head = _head(model, config.head_rate)
+        groups = _groups([p for p in trained if p not in head], config.weight_decay)
+        of_head = _groups([p for p in trained if p in head], config.weight_decay)
+        groups += [group | {"times": config.head_rate} for group in of_head]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _head(model: nn.Module, head_rate: float) -> set[nn.Parameter]:
+    """What is not of the base model, and that one's pooler, which is as new where there is one."""
+    base = getattr(model, "base_model", model)
+    pooler = getattr(base, "pooler", None)
+    of_pooler = set() if pooler is None else set(pooler.parameters())
+    head = set(model.parameters()) - set(base.parameters()) | of_pooler
+    if not head:
+        raise checks.no_head(head_rate, type(model).__name__)
+    return head

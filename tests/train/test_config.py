@@ -49,6 +49,7 @@ EVERY_KEY = {
         "epochs": 1,
         "batch_size": 2,
         "accumulate": 3,
+        "head_rate": 10.0,
         "schedule": "wsd",
         "decay": 0.25,
         "learning_rate": 0.5,

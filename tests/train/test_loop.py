@@ -42,21 +42,24 @@ def test_it_learns(tmp_path):
     assert result.seconds > 0
 
 
-def test_a_step_is_adamw_on_clipped_gradients(tmp_path):
+@pytest.mark.parametrize("head_rate", [1.0, 10.0])
+def test_a_step_is_adamw_on_clipped_gradients(tmp_path, head_rate):
     """The first step by hand: m = (1 - b1) g, v = (1 - b2) g^2, unbiased, decay on matrices."""
     config = replace(OPTIM, epochs=1, max_grad_norm=0.01, weight_decay=0.5, warmup=0.5)
+    config = replace(config, head_rate=head_rate)
     problem = Problem()
     before = Model().train()
     torch.manual_seed(7)
     batch = problem.read(problem.batches(0)[0]).batch
     functional.cross_entropy(before(batch.input_ids), batch.labels).backward()
     train(tmp_path, problem, config)
-    rate = config.learning_rate_at(1, STEPS_AN_EPOCH)
+    scheduled = config.learning_rate_at(1, STEPS_AN_EPOCH)
     norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in before.parameters()))
     assert norm > 0.01
     assert metric_rows(tmp_path / "metrics.jsonl")[0]["grad_norm"] > 0.01  # as it was, unclipped
     for name, p in before.named_parameters():
         gradient = p.grad.double() * 0.01 / (norm + 1e-6)
+        rate = scheduled * head_rate if name.startswith("head") else scheduled
         decay = 0.5 if p.dim() > 1 else 0.0
         moved = p.double() * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(problem.before_step[2][name], moved.float())

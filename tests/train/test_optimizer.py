@@ -1,8 +1,10 @@
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_problem import Model
+from torch import nn
 
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.optimizer import freeze, make_optimizer
@@ -45,6 +47,24 @@ def test_matrices_decay_and_vectors_do_not_and_frozen_ones_take_no_part():
     assert vectors["params"] == [model.head.bias]
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.25, 0.0)
     assert matrices["lr"] == vectors["lr"] == 0.5
+
+
+@pytest.mark.parametrize("has_pooler", [False, True])
+def test_a_head_may_learn_faster_than_what_it_is_on(has_pooler):
+    model = Model()
+    if has_pooler:
+        model.embeddings.pooler = nn.Linear(4, 4)
+    groups = make_optimizer(model, replace(CONFIG, head_rate=10.0)).param_groups
+    found = {p: group for group in groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        assert found[p].get("times") == (None if name == "embeddings.weight" else 10.0), name
+        assert found[p]["weight_decay"] == (0.25 if p.dim() > 1 else 0.0), name
+
+
+def test_a_model_without_a_head_cannot_have_one_learn_faster():
+    message = "fit: a model must have a head beside its base_model for head_rate = 10, got Linear."
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make_optimizer(nn.Linear(2, 2), replace(CONFIG, head_rate=10.0))
 
 
 def test_moves_nothing_where_something_was_not_finite():
