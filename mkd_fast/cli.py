@@ -82,6 +82,29 @@ def evaluate(recipe: Recipe, set_: Settings = None) -> None:
 
 
 @app.command()
+@reports_errors("Stopped.")
+def plan(
+    recipe: Recipe,
+    memory: Annotated[
+        str | None, typer.Option(help="What there is, e.g. 8GiB; of the GPU if on one.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of every sample: reads no text, and no tokenizer.")
+    ] = None,
+    set_: Settings = None,
+) -> None:
+    """Predict each stage's peak memory, and what makes it fit: exit code 1 if one does not."""
+    from mkd_fast.train.config import load, num_bytes
+    from mkd_fast.train.planning.plan import plan
+
+    memory_bytes = None if memory is None else num_bytes("plan", "--memory", memory)
+    found = plan(load(recipe, overrides(set_)), memory_bytes, length)
+    typer.echo(str(found))
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
 @reports_errors("Stopped. The same command goes on with the cell that was at work.")
 def study(
     recipe: Recipe,

@@ -24,6 +24,15 @@ from mkd_fast.train.schedule import LossSchedule, Shape, share_of_peak
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+def num_bytes(place: str, key: str, text: str) -> int:
+    """Bytes as people write them, "2GiB"; ValueError for anything else."""
+    units = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", text)
+    if found is None or found[2] not in units:
+        raise checks.not_a_size(place, key, text)
+    return int(float(found[1]) * (1 << units[found[2]]))
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """``[run]``: where a run lives and its seed.
@@ -241,11 +250,7 @@ class CaptureConfig:
         """Bytes, or None for a teacher in memory."""
         if not self.max_memory:
             return None
-        units = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", self.max_memory)
-        if found is None or found[2] not in units:
-            raise checks.not_a_size("recipe: [capture]", "max_memory", self.max_memory)
-        return int(float(found[1]) * (1 << units[found[2]]))
+        return num_bytes("recipe: [capture]", "max_memory", self.max_memory)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""What makes a stage fit: changes of settings, those of least cost first, each predicted."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mkd_fast.train.config import Config
+from mkd_fast.train.device import choose_device, is_bfloat16
+from mkd_fast.train.planning.stages import CAPTURE, COPY, FINETUNE, StagePeak
+from mkd_fast.train.planning.workload import Workload
+
+Settings = Mapping[tuple[str, str], Any]
+Predict = Callable[[Config], StagePeak]
+# A change that saves less than this share of a stage is not worth its cost.
+_LEAST_SHARE = 0.02
+_WORD_EMBEDDINGS = "embeddings.word_embeddings"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings, and what is given up for them.
+
+    Attributes:
+        settings: new values, by section and key.
+        cost: for people.
+    """
+
+    settings: Settings
+    cost: str
+
+    def __str__(self) -> str:
+        """As it is pasted behind a command."""
+        return " ".join(
+            f"--set {section}.{key}={_pasted(value)}"
+            for (section, key), value in self.settings.items()
+        )
+
+    def of(self, config: Config) -> Config:
+        """The recipe with it."""
+        for (section, key), value in self.settings.items():
+            config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+        return config
+
+
+def _pasted(value: Any) -> str:
+    return "'[" + ", ".join(f'"{item}"' for item in value) + "]'" if type(value) is tuple else value
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A change, and the stage's peak with it alone."""
+
+    change: Change
+    peak: StagePeak
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What was tried for a stage that does not fit.
+
+    Attributes:
+        before: its peak.
+        tried: changes that save something, each on its own, those of least cost first.
+        chosen: those that together make it fit, or come nearest.
+        peak: with these.
+    """
+
+    before: StagePeak
+    tried: tuple[Tried, ...]
+    chosen: tuple[Change, ...]
+    peak: StagePeak
+
+
+def advise(
+    config: Config, work: Workload, before: StagePeak, memory_bytes: int, predict: Predict
+) -> Advice:
+    """Changes that make a stage fit into so much memory.
+
+    One after the other is added, those of least cost first, until the stage fits; one that the
+    next makes needless is taken out again.
+
+    Args:
+        config: the recipe.
+        work: of it.
+        before: the peak of the stage.
+        memory_bytes: what there is.
+        predict: the stage's peak under another recipe.
+    """
+    tried, chosen = list[Tried](), list[Change]()
+    together, peak = config, before
+    for change in changes(config, work, before.stage, memory_bytes):
+        if peak.num_bytes <= memory_bytes:
+            break
+        alone = Tried(change, predict(change.of(config)))
+        if before.num_bytes - alone.peak.num_bytes >= _LEAST_SHARE * before.num_bytes:
+            tried.append(alone)
+        with_it = predict(change.of(together))
+        if peak.num_bytes - with_it.num_bytes >= _LEAST_SHARE * peak.num_bytes:
+            together, peak = change.of(together), with_it
+            chosen = [c for c in chosen if not c.settings.keys() <= change.settings.keys()]
+            chosen.append(change)
+    if peak.num_bytes <= memory_bytes:
+        chosen, peak = _without_needless(config, chosen, peak, memory_bytes, predict)
+    return Advice(before, tuple(tried), tuple(chosen), peak)
+
+
+def _without_needless(
+    config: Config, chosen: list[Change], peak: StagePeak, memory_bytes: int, predict: Predict
+) -> tuple[list[Change], StagePeak]:
+    """The costliest was needed, or it would not be there; of the others, what must stay."""
+    for change in chosen[:-1]:
+        others = [other for other in chosen if other is not change]
+        with_others = config
+        for other in others:
+            with_others = other.of(with_others)
+        found = predict(with_others)
+        if found.num_bytes <= memory_bytes:
+            chosen, peak = others, found
+    return chosen, peak
+
+
+def changes(config: Config, work: Workload, stage: str, memory_bytes: int) -> Iterator[Change]:
+    """What may help a stage, by what it costs: first what changes no result."""
+    if stage == CAPTURE:
+        yield from _of_capture(config, memory_bytes)
+    elif stage != COPY:
+        yield from _of_training(config, work, "finetune" if stage == FINETUNE else "train")
+
+
+def _of_training(config: Config, work: Workload, section: str) -> Iterator[Change]:
+    settings = getattr(config, section)
+    if section == "train" and config.student.vocabulary == "all":
+        yield Change({("student", "vocabulary"): "used"}, "tokens that no text uses are unknown")
+    if not is_bfloat16(choose_device(config.run.device), settings.precision):
+        yield Change({(section, "precision"): "bfloat16"}, "matrix products in bfloat16")
+    if section == "train" and config.capture.keep == "hidden":
+        yield Change({("capture", "keep"): "sampled:50"}, "a sampled loss instead of the exact one")
+    names = work.teacher.model_type
+    if not settings.freeze and names in ("bert", "roberta", "xlm-roberta", "distilbert"):
+        yield Change({(section, "freeze"): (_WORD_EMBEDDINGS,)}, "word embeddings stay as they are")
+    size = settings.batch_size
+    while size > 1:
+        size //= 2
+        yield Change(
+            {(section, "batch_size"): size}, "steps of fewer samples; lower the learning rate too"
+        )
+    if config.data.max_length > 64:
+        yield Change({("data", "max_length"): config.data.max_length // 2}, "longer texts are cut")
+
+
+def _of_capture(config: Config, memory_bytes: int) -> Iterator[Change]:
+    settings = config.capture
+    if settings.shard_megabytes > 32:
+        yield Change({("capture", "shard_megabytes"): 32}, "more files")
+    size = settings.batch_size
+    while size > 1:
+        size //= 2
+        yield Change({("capture", "batch_size"): size}, "slower")
+    if not settings.max_memory:
+        budget = f"{max(memory_bytes // 2 >> 20, 1)}MiB"
+        yield Change({("capture", "max_memory"): budget}, "weights are read once a block of text")

@@ -1,0 +1,228 @@
+"""Peak memory of each stage of a recipe, part by part.
+
+    fine-tune, train   rehearsed   weights, gradients, moments, activations, head and loss
+                       batches     4 steps: the one at work, two made ahead, one in the making
+                       heap        what the C library keeps beside them
+      at a checkpoint  checkpoint  trained weights and moments once more, serialised; activations
+                                   and gradients are gone, what the heap kept of them is not
+    capture            rehearsed   weights, activations, what is kept of two batches
+                       shards      two: one is filled while one is written
+                       heap        as above
+      layer by layer   capture.max_memory in place of weights and activations
+    copy               weights     of teacher and student
+    all                process     Python, torch, transformers; text and tokens
+
+On a GPU, what its memory holds is what counts: the rehearsed parts and its context.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from mkd_fast.data.tokens import TokenisedText
+from mkd_fast.quiet import quiet_transformers
+from mkd_fast.train.config import Config, OptimConfig
+from mkd_fast.train.device import choose_device
+from mkd_fast.train.kinds import kind_of
+from mkd_fast.train.loop import Step, Task
+from mkd_fast.train.planning.ledger import Peak
+from mkd_fast.train.planning.rehearsal import (
+    BATCH,
+    MOMENTS,
+    TEACHER_HEAD,
+    WEIGHTS,
+    Rehearsed,
+    rehearse_capture,
+    rehearse_step,
+)
+from mkd_fast.train.planning.targets import MadeUpCache, made_up_target, plan_of
+from mkd_fast.train.planning.workload import Workload
+from mkd_fast.train.task_kinds import Teaching
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+FINETUNE, CAPTURE, COPY, TRAIN = "fine-tune", "capture", "copy", "train"
+_STAYING = (WEIGHTS, MOMENTS, TEACHER_HEAD, BATCH)
+_STEPS_AT_HAND = 4
+_SHARDS_AT_HAND = 2
+# Of a process that has computed a first step: tables and kernels of oneDNN, threads.
+_LIBRARY_BYTES = 48 << 20
+# What CUDA, cuBLAS and kernels take of a GPU beside tensors; not measured by this project.
+_CONTEXT_BYTES = 600 << 20
+# Blocks that come and go leave holes in the C library's heap, which it does not give back: for each
+# byte that was in it at most, so many lie in holes. Measured: benchmarks/LOG.md.
+_HOLES = 0.38
+
+
+@dataclass(frozen=True)
+class StagePeak:
+    """The most memory that a stage takes.
+
+    Attributes:
+        stage: which.
+        moment: what it is at then.
+        parts: bytes, by what they are for.
+    """
+
+    stage: str
+    moment: str
+    parts: Mapping[str, int]
+
+    @property
+    def num_bytes(self) -> int:
+        """All of them."""
+        return sum(self.parts.values())
+
+
+def stages_of(config: Config) -> tuple[str, ...]:
+    """Those of a recipe, in their order."""
+    stages = (CAPTURE, COPY, TRAIN)
+    return stages if config.teacher.finetuned else (FINETUNE, *stages)
+
+
+def predict(config: Config, work: Workload, stage: str, process_bytes: int) -> StagePeak:
+    """A stage's peak.
+
+    Args:
+        config: the recipe.
+        work: what it computes.
+        stage: of ``stages_of``.
+        process_bytes: what a process takes that has read the text and computed nothing.
+    """
+    device = choose_device(config.run.device)
+    peaks = {
+        FINETUNE: _finetuned,
+        CAPTURE: _captured,
+        COPY: _copied,
+        TRAIN: _trained,
+    }[stage](config, work, device)
+    around = {"context": _CONTEXT_BYTES}
+    if device.type == "cpu":
+        around = {"process": process_bytes + _LIBRARY_BYTES}
+    return max(
+        (StagePeak(stage, moment, {**parts, **around}) for moment, parts in peaks.items()),
+        key=lambda peak: peak.num_bytes,
+    )
+
+
+_ByMoment = Mapping[str, Mapping[str, int]]
+# A task's loss looks at no text; what it would read is made up.
+_NO_TEXT: Any = TokenisedText(*(torch.zeros(n, dtype=torch.int64).numpy() for n in (0, 1, 0)), 0)
+
+
+def _finetuned(config: Config, work: Workload, device: torch.device) -> _ByMoment:
+    task = kind_of(config).label_task(_NO_TEXT, 1, 0)
+    return _stepped(config, work.teacher, task, Step(work.finetuned), config.finetune, device)
+
+
+def _trained(config: Config, work: Workload, device: torch.device) -> _ByMoment:
+    task, step = distilling(config, work)
+    return _stepped(config, work.student, task, step, config.train, device)
+
+
+def distilling(config: Config, work: Workload) -> tuple[Task, Step]:
+    """What training of the student computes, and its largest step."""
+    matched = [(ours + 1, theirs + 1) for ours, theirs in enumerate(work.layers)]
+    layers = tuple(matched if config.loss.hidden_weight else ())
+    cache: Any = MadeUpCache.of(config, work.teacher, tuple(theirs for _, theirs in layers))
+    teaching = Teaching(_NO_TEXT, cache, config.loss, layers, work.token_map)
+    task = kind_of(config).distill_task(_NO_TEXT, 1, 0, teaching)
+    target = made_up_target(config, work.teacher, work.trained, len(layers))
+    return task, Step(work.trained, target)
+
+
+def _stepped(
+    config: Config,
+    model: "PretrainedConfig",
+    task: Task,
+    step: Step,
+    optim: OptimConfig,
+    device: torch.device,
+) -> _ByMoment:
+    rehearsed = rehearse_step(lambda: build(config, model), task, step, optim, device)
+    parts = dict(rehearsed.peak.parts)
+    if device.type != "cpu":
+        return {rehearsed.peak.moment: parts}
+    batches = {"batches": _STEPS_AT_HAND * parts.pop(BATCH, 0)}
+    staying = {name: parts[name] for name in (WEIGHTS, MOMENTS, TEACHER_HEAD) if name in parts}
+    serialised = rehearsed.trained_bytes + rehearsed.moments_bytes
+    heap = _heap_bytes(rehearsed.peak)
+    return {
+        rehearsed.peak.moment: {**parts, **batches, "heap": _around(rehearsed.peak)},
+        "checkpoint": {**staying, **batches, "heap": heap, "checkpoint": serialised},
+    }
+
+
+def _heap_bytes(peak: Peak) -> int:
+    """What the heap keeps of blocks that come and go, in use or not."""
+    return int((1 + _HOLES) * peak.in_heap)
+
+
+def _around(peak: Peak) -> int:
+    """What is resident beside tensors when most of them are alive.
+
+    Then the heap is as large as it ever was, and what does not lie in it is there at most.
+    """
+    staying = sum(peak.parts.get(part, 0) for part in _STAYING)
+    return max(staying + peak.mapped + _heap_bytes(peak) - peak.num_bytes, 0)
+
+
+def _captured(config: Config, work: Workload, device: torch.device) -> _ByMoment:
+    scratch = config.scratch
+    matches = config.loss.hidden_weight or (scratch.enabled and scratch.hidden_weight)
+    plan = plan_of(config, tuple(layer + 1 for layer in work.layers) if matches else ())
+    rehearsed = rehearse_capture(lambda: build(config, work.teacher), work.captured, plan)
+    parts = dict(rehearsed.peak.parts)
+    is_on_cpu = device.type == "cpu"
+    if config.capture.max_memory_bytes is not None:
+        parts = {"layer by layer": min(config.capture.max_memory_bytes, rehearsed.peak.num_bytes)}
+    elif is_on_cpu:
+        parts["heap"] = _around(rehearsed.peak)
+    if is_on_cpu:
+        stored = _stored_bytes(config, work, len(plan.hidden_layers))
+        parts["shards"] = min(_SHARDS_AT_HAND * plan.shard_bytes, stored)
+    return {rehearsed.peak.moment: parts}
+
+
+def _stored_bytes(config: Config, work: Workload, num_layers: int) -> int:
+    """Of the cache: 4 bytes a number, 4 an entry of top-k, 3 a draw at most."""
+    if work.num_tokens is None or work.num_samples is None:
+        return _SHARDS_AT_HAND * config.capture.shard_megabytes << 20
+    teacher: Any = work.teacher.get_text_config()
+    kind, _, count = config.capture.keep.partition(":")
+    number_bytes = {"int8": 1, "float32": 4}.get(config.capture.hidden_dtype, 2)
+    states = num_layers * teacher.hidden_size * number_bytes * work.num_tokens
+    if kind == "logits":
+        has_label_a_text = config.task.kind == "sequence_classification"
+        num_rows = work.num_samples if has_label_a_text else work.num_tokens
+        return states + 4 * num_rows * work.teacher.num_labels
+    entry_bytes = {"hidden": 4 * teacher.hidden_size, "topk": 4 * int(count or 0)}
+    return states + work.num_tokens * entry_bytes.get(kind, 3 * int(count or 0))
+
+
+def _copied(config: Config, work: Workload, device: torch.device) -> _ByMoment:
+    """Both models, on the CPU whatever the device is."""
+    if device.type != "cpu":
+        return {"student is built": {}}
+    sizes = {
+        f"{whose}'s weights": sum(t.nbytes for t in _on_meta(config, model).state_dict().values())
+        for whose, model in (("teacher", work.teacher), ("student", work.student))
+    }
+    return {"student is built": sizes}
+
+
+def build(config: Config, model: "PretrainedConfig") -> "PreTrainedModel":
+    """A model of the task, in float32, on whatever tensors are made of."""
+    auto_class = getattr(transformers, kind_of(config).auto_class)
+    with quiet_transformers():
+        made: PreTrainedModel = auto_class.from_config(model, dtype=torch.float32)
+    return made
+
+
+def _on_meta(config: Config, model: "PretrainedConfig") -> "PreTrainedModel":
+    with torch.device("meta"):
+        return build(config, model)
