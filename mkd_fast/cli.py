@@ -94,9 +94,12 @@ def plan(
     set_: Settings = None,
 ) -> None:
     """Predict each stage's peak memory, and what makes it fit: exit code 1 if one does not."""
+    from mkd_fast.checks.train import positive
     from mkd_fast.train.config import load, num_bytes
     from mkd_fast.train.planning.plan import plan
 
+    if length is not None:
+        positive("plan", "--length", length)
     memory_bytes = None if memory is None else num_bytes("plan", "--memory", memory)
     found = plan(load(recipe, overrides(set_)), memory_bytes, length)
     typer.echo(str(found))

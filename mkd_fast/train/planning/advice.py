@@ -47,8 +47,8 @@ def _pasted(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A change, and the stage's peak with it alone."""
+class Added:
+    """A change, and the stage's peak with it and those added before."""
 
     change: Change
     peak: StagePeak
@@ -60,13 +60,13 @@ class Advice:
 
     Attributes:
         before: its peak.
-        tried: changes that save something, each on its own, those of least cost first.
-        chosen: those that together make it fit, or come nearest.
+        added: changes that save something, one after the other.
+        chosen: those of them that make it fit, or come nearest.
         peak: with these.
     """
 
     before: StagePeak
-    tried: tuple[Tried, ...]
+    added: tuple[Added, ...]
     chosen: tuple[Change, ...]
     peak: StagePeak
 
@@ -76,8 +76,8 @@ def advise(
 ) -> Advice:
     """Changes that make a stage fit into so much memory.
 
-    One after the other is added, those of least cost first, until the stage fits; one that the
-    next makes needless is taken out again.
+    One after the other is added, those of least cost first, until the stage fits; then those are
+    taken out again without which it fits too.
 
     Args:
         config: the recipe.
@@ -86,22 +86,20 @@ def advise(
         memory_bytes: what there is.
         predict: the stage's peak under another recipe.
     """
-    tried, chosen = list[Tried](), list[Change]()
+    added, chosen = list[Added](), list[Change]()
     together, peak = config, before
     for change in changes(config, work, before.stage, memory_bytes):
         if peak.num_bytes <= memory_bytes:
             break
-        alone = Tried(change, predict(change.of(config)))
-        if before.num_bytes - alone.peak.num_bytes >= _LEAST_SHARE * before.num_bytes:
-            tried.append(alone)
         with_it = predict(change.of(together))
         if peak.num_bytes - with_it.num_bytes >= _LEAST_SHARE * peak.num_bytes:
             together, peak = change.of(together), with_it
             chosen = [c for c in chosen if not c.settings.keys() <= change.settings.keys()]
             chosen.append(change)
+            added.append(Added(change, peak))
     if peak.num_bytes <= memory_bytes:
         chosen, peak = _without_needless(config, chosen, peak, memory_bytes, predict)
-    return Advice(before, tuple(tried), tuple(chosen), peak)
+    return Advice(before, tuple(added), tuple(chosen), peak)
 
 
 def _without_needless(
@@ -129,6 +127,10 @@ def changes(config: Config, work: Workload, stage: str, memory_bytes: int) -> It
 
 def _of_training(config: Config, work: Workload, section: str) -> Iterator[Change]:
     settings = getattr(config, section)
+    num_parts = settings.accumulate
+    while num_parts < settings.batch_size:
+        num_parts *= 2
+        yield Change({(section, "accumulate"): num_parts}, "steps in parts: same result, slower")
     if section == "train" and config.student.vocabulary == "all":
         yield Change({("student", "vocabulary"): "used"}, "tokens that no text uses are unknown")
     if not is_bfloat16(choose_device(config.run.device), settings.precision):
@@ -138,12 +140,6 @@ def _of_training(config: Config, work: Workload, section: str) -> Iterator[Chang
     names = work.teacher.model_type
     if not settings.freeze and names in ("bert", "roberta", "xlm-roberta", "distilbert"):
         yield Change({(section, "freeze"): (_WORD_EMBEDDINGS,)}, "word embeddings stay as they are")
-    size = settings.batch_size
-    while size > 1:
-        size //= 2
-        yield Change(
-            {(section, "batch_size"): size}, "steps of fewer samples; lower the learning rate too"
-        )
     if config.data.max_length > 64:
         yield Change({("data", "max_length"): config.data.max_length // 2}, "longer texts are cut")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mkd_fast.train.config import Config
 from mkd_fast.train.planning.advice import Advice, advise
-from mkd_fast.train.planning.report import advised, shown
+from mkd_fast.train.planning.report import shown, told
 from mkd_fast.train.planning.stages import StagePeak, predict, stages_of
 from mkd_fast.train.planning.workload import FromLength, FromText, Source
 
@@ -40,7 +40,7 @@ class Plan:
         """For people."""
         parts = [self.batches, shown(self.peaks, self.memory_bytes)]
         if self.memory_bytes is not None:
-            parts += [advised(each, self.memory_bytes) for each in self.advice]
+            parts += [told(each, self.memory_bytes) for each in self.advice]
         return "\n\n".join(parts)
 
 
@@ -63,14 +63,13 @@ def plan(config: Config, memory_bytes: int | None = None, length: int | None = N
     if memory_bytes is None:
         return Plan(None, batches, tuple(peaks))
 
-    def with_other(stage: str, config: Config) -> StagePeak:
-        return predict(config, source.workload(config), stage, process_bytes)
+    def advised(peak: StagePeak) -> Advice:
+        def with_other(config: Config) -> StagePeak:
+            return predict(config, source.workload(config), peak.stage, process_bytes)
 
-    advice = [
-        advise(config, work, peak, memory_bytes, lambda c, stage=peak.stage: with_other(stage, c))
-        for peak in peaks
-        if peak.num_bytes > memory_bytes
-    ]
+        return advise(config, work, peak, memory_bytes, with_other)
+
+    advice = [advised(peak) for peak in peaks if peak.num_bytes > memory_bytes]
     return Plan(memory_bytes, batches, tuple(peaks), tuple(advice))
 
 

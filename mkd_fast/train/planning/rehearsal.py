@@ -78,16 +78,22 @@ def rehearse_step(
         ledger.moment = BATCH
         step, head = _faked(step)
         ledger.label(head, TEACHER_HEAD)
-        ledger.open()
-        ledger.moment = ACTIVATIONS
-        with _noting_head(model, ledger), attention(model, config.attention), _cast(device, config):
-            out = task.loss(model, step)
-        ledger.moment = BACKWARD
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(
                 lambda p: ledger.label([p.grad], GRADIENTS)
             )
-        out.loss.backward()
+        ledger.open()
+        for _ in range(min(config.accumulate, 2)):  # the second part adds to gradients
+            ledger.moment = ACTIVATIONS
+            with (
+                _noting_head(model, ledger),
+                attention(model, config.attention),
+                _cast(device, config),
+            ):
+                out = task.loss(model, step)
+            ledger.moment = BACKWARD
+            out.loss.backward()
+            del out
         ledger.moment = STEP
         nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()

@@ -25,22 +25,20 @@ def shown(peaks: Sequence[StagePeak], memory_bytes: int | None) -> str:
     )
 
 
-def advised(advice: Advice, memory_bytes: int) -> str:
+def told(advice: Advice, memory_bytes: int) -> str:
     """What was tried for a stage, and the line to paste."""
     stage, before = advice.before.stage, advice.before.num_bytes
-    lines = [f"{stage}: {_mib(before - memory_bytes)} MiB too much. Each of these alone saves:"]
-    for tried in advice.tried:
-        saved = _mib(before - tried.peak.num_bytes)
-        lines.append(f"  {saved:>8} MiB  {tried.change}  ({tried.change.cost})")
-    if not advice.tried:
-        lines[0] = f"{stage}: {_mib(before - memory_bytes)} MiB too much."
+    lines = [f"{stage}: {_mib(before - memory_bytes)} MiB too much"]
+    lines += [
+        f"  {_mib(added.peak.num_bytes):>8} MiB  {added.change}  ({added.change.cost})"
+        for added in advice.added
+    ]
     settings, total = " ".join(map(str, advice.chosen)), _mib(advice.peak.num_bytes)
     if advice.peak.num_bytes <= memory_bytes:
         lines.append(f"  it fits, in {total} MiB, with: {settings}")
     else:
-        lines.append(
-            f"  no setting is known to make it fit; nearest, {total} MiB, with: {settings or 'none'}"
-        )
+        nearest = f"nearest, {total} MiB, with: {settings or 'none'}"
+        lines.append(f"  no setting is known to make it fit; {nearest}")
     return "\n".join(lines)
 
 

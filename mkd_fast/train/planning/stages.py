@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -34,7 +35,6 @@ from mkd_fast.train.planning.rehearsal import (
     MOMENTS,
     TEACHER_HEAD,
     WEIGHTS,
-    Rehearsed,
     rehearse_capture,
     rehearse_step,
 )
@@ -111,7 +111,7 @@ def predict(config: Config, work: Workload, stage: str, process_bytes: int) -> S
 
 _ByMoment = Mapping[str, Mapping[str, int]]
 # A task's loss looks at no text; what it would read is made up.
-_NO_TEXT: Any = TokenisedText(*(torch.zeros(n, dtype=torch.int64).numpy() for n in (0, 1, 0)), 0)
+_NO_TEXT = TokenisedText(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int64), 0)
 
 
 def _finetuned(config: Config, work: Workload, device: torch.device) -> _ByMoment:
@@ -147,7 +147,7 @@ def _stepped(
     parts = dict(rehearsed.peak.parts)
     if device.type != "cpu":
         return {rehearsed.peak.moment: parts}
-    batches = {"batches": _STEPS_AT_HAND * parts.pop(BATCH, 0)}
+    batches = {"batches": _STEPS_AT_HAND * optim.accumulate * parts.pop(BATCH, 0)}
     staying = {name: parts[name] for name in (WEIGHTS, MOMENTS, TEACHER_HEAD) if name in parts}
     serialised = rehearsed.trained_bytes + rehearsed.moments_bytes
     heap = _heap_bytes(rehearsed.peak)
@@ -192,15 +192,17 @@ def _stored_bytes(config: Config, work: Workload, num_layers: int) -> int:
     """Of the cache: 4 bytes a number, 4 an entry of top-k, 3 a draw at most."""
     if work.num_tokens is None or work.num_samples is None:
         return _SHARDS_AT_HAND * config.capture.shard_megabytes << 20
-    teacher: Any = work.teacher.get_text_config()
+    teacher: Any = work.teacher
+    width: int = teacher.get_text_config().hidden_size
     kind, _, count = config.capture.keep.partition(":")
     number_bytes = {"int8": 1, "float32": 4}.get(config.capture.hidden_dtype, 2)
-    states = num_layers * teacher.hidden_size * number_bytes * work.num_tokens
+    states = num_layers * width * number_bytes * work.num_tokens
     if kind == "logits":
         has_label_a_text = config.task.kind == "sequence_classification"
         num_rows = work.num_samples if has_label_a_text else work.num_tokens
-        return states + 4 * num_rows * work.teacher.num_labels
-    entry_bytes = {"hidden": 4 * teacher.hidden_size, "topk": 4 * int(count or 0)}
+        num_labels: int = teacher.num_labels
+        return states + 4 * num_rows * num_labels
+    entry_bytes = {"hidden": 4 * width, "topk": 4 * int(count or 0)}
     return states + work.num_tokens * entry_bytes.get(kind, 3 * int(count or 0))
 
 

@@ -29,6 +29,7 @@ from mkd_fast.train.config import Config, OptimConfig
 from mkd_fast.train.copying import trimmed_tokenizer
 from mkd_fast.train.kinds import kind_of
 from mkd_fast.train.loop import Task
+from mkd_fast.train.shares import share_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -147,10 +148,10 @@ class _Text:
 
 
 def _largest(task: Task, text: TokenisedText, optim: OptimConfig) -> Batch:
-    """The step of the first epoch with the most tokens, padding included."""
-    steps = [rows for rows in task.batches(0) if len(rows)]
-    largest = max(steps, key=lambda rows: len(rows) * int(text.lengths[list(rows)].max()))
-    return task.read(largest).batch
+    """Of the step of the first epoch with the most tokens, padding included, the largest part."""
+    largest = max(task.batches(0), key=lambda rows: len(rows) * int(text.lengths[list(rows)].max()))
+    parts = share_of(largest, task, optim.accumulate).parts
+    return max((part.step.batch for part in parts), key=lambda batch: batch.input_ids.numel())
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,14 @@ class FromLength:
             shapes.student,
             shapes.layers,
             None,
-            finetuned=self._batch(config, config.finetune.batch_size, config.finetune.packing),
+            finetuned=self._part(config, config.finetune),
             captured=self._batch(config, config.capture.batch_size),
-            trained=self._batch(config, config.train.batch_size, config.train.packing),
+            trained=self._part(config, config.train),
         )
+
+    def _part(self, config: Config, optim: OptimConfig) -> Batch:
+        num_rows = math.ceil(optim.batch_size / optim.accumulate)
+        return self._batch(config, num_rows, optim.packing)
 
     def _batch(self, config: Config, num_rows: int, packing: int = 0) -> Batch:
         offsets = np.arange(num_rows + 1, dtype=np.int64) * self.length

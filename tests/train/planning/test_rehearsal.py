@@ -1,0 +1,87 @@
+import gc
+
+import pytest
+import torch
+from tiny_job import write_job
+from torch.profiler import ProfilerActivity, profile
+
+from mkd_fast.train.config import OptimConfig, load
+from mkd_fast.train.optimizer import make_optimizer
+from mkd_fast.train.planning.rehearsal import GRADIENTS, MOMENTS, WEIGHTS, rehearse_step
+from mkd_fast.train.planning.stages import build, distilling
+from mkd_fast.train.planning.workload import FromLength
+
+CPU = torch.device("cpu")
+
+
+def allocated_peak(act):
+    """The most bytes that torch's allocator had handed out at once beyond those before."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        act()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        most = max(most, total)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("kind", "set_"),
+    [
+        pytest.param("sequence_classification", {}, id="an encoder"),
+        pytest.param("causal_lm", {}, id="chunks of a head, and a teacher's head"),
+        pytest.param("causal_lm", {"capture.keep": '"topk:4"'}, id="sparse targets"),
+    ],
+)
+def test_a_rehearsed_step_holds_what_a_real_one_holds(tmp_path, kind, set_):
+    config = load(write_job(tmp_path, kind=kind), {"loss.hidden_weight": "0.0", **set_})
+    work = FromLength(12).workload(config)
+    task, step = distilling(config, work)
+    optim = OptimConfig(batch_size=8, precision="float32")
+    found = rehearse_step(lambda: build(config, work.student), task, step, optim, CPU)
+
+    model = build(config, work.student).train()
+    optimizer = make_optimizer(model, optim)
+
+    def act():
+        out = task.loss(model, step)
+        out.loss.backward()
+        del out
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    act()  # which makes the state
+    real = allocated_peak(act)
+    staying = sum(found.peak.parts.get(part, 0) for part in (WEIGHTS, MOMENTS, "batch"))
+    staying += found.peak.parts.get("teacher's head", 0)
+    # kernels hold a little that no operation returns, and Python names some tensors longer than C++
+    assert abs(found.peak.num_bytes - staying - real) <= 0.03 * real
+    assert found.trained_bytes == sum(p.nbytes for p in model.parameters())
+    assert found.peak.parts[WEIGHTS] >= found.trained_bytes
+    assert found.moments_bytes == 2 * found.trained_bytes + 4 * len(list(model.parameters()))
+
+
+def test_parts_of_a_step_keep_the_gradients_of_those_before(tmp_path):
+    config = load(write_job(tmp_path))
+    work = FromLength(12).workload(config)
+
+    def peak(accumulate):
+        task, step = distilling(config, work)
+        optim = OptimConfig(batch_size=8, accumulate=accumulate, precision="float32")
+        return rehearse_step(lambda: build(config, work.student), task, step, optim, CPU).peak
+
+    whole, in_parts = peak(1), peak(2)
+    assert in_parts.in_heap > whole.in_heap  # of the same batch: its gradients come on top
+    assert in_parts.in_heap - whole.in_heap <= in_parts.parts[GRADIENTS]
+
+
+def test_the_random_state_stays(tmp_path):
+    config = load(write_job(tmp_path))
+    work = FromLength(12).workload(config)
+    task, step = distilling(config, work)
+    before = torch.get_rng_state()
+    rehearse_step(lambda: build(config, work.student), task, step, OptimConfig(), CPU)
+    assert torch.equal(before, torch.get_rng_state())
