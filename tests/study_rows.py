@@ -9,6 +9,15 @@ import numpy as np
 
 SEEN, UNSEEN = ("de", "en"), ("fi", "sw", "th")
 NUM_GROUPS, GROUP_SIZE = 40, 5
+GRID = {
+    "starts": ["scratch", "embeddings", "pretrained", "finetuned"],
+    "objectives": ["labels", "logit_mse", "kl", "kl_hidden", "hidden"],
+    "fractions": [1.0, 0.01],
+    "seeds": [0, 1, 2],
+    "num_layers": [6, 3],
+    "depth": "stride",
+    "depths": ["first", "last"],
+}
 Quality = Callable[[Mapping[str, Any], str], float]
 
 
@@ -16,6 +25,13 @@ def arm(**fields: Any) -> dict[str, Any]:
     """What makes an arm, with the usual values."""
     usual = {"start": "finetuned", "depth": "stride", "objective": "kl", "fraction": 1.0}
     return {**usual, "num_layers": 6, **fields}
+
+
+def layers_of(fields: Mapping[str, Any]) -> list[int]:
+    """As the choices are made of a teacher of 12 layers."""
+    number = fields["num_layers"]
+    chosen = {"first": range(number), "stride": range(12 // number - 1, 12, 12 // number)}
+    return list(chosen.get(fields["depth"], range(12 - number, 12)))
 
 
 def write_study(
@@ -59,8 +75,9 @@ def write_study(
                     "key": f"cell{len(rows)}",
                     **fields,
                     "seed": training_seed,
-                    "layers": list(range(fields["num_layers"])),
+                    "layers": layers_of(fields),
                     "learning_rate": 3e-4,
+                    "probe": {"0.0001": 0.4, "0.0003": 0.5},
                     "steps": 80,
                     "seconds": 9.0,
                     "curve": [{"step": n, "dev": dev * n / 80} for n in (0, 10, 20, 40, 80)],
@@ -74,6 +91,8 @@ def write_study(
         "metric": "span_f1" if span_f1 else "accuracy",
         "seen": SEEN,
         "unseen": UNSEEN,
+        "labels": ["dim", "off", "on", "open"],
+        "config": {"study": GRID},
         "keys": [row["key"] for row in rows],
     }
     teacher = {**of_model(lambda _: 0.9), "dev": 0.9}

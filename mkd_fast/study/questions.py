@@ -3,8 +3,8 @@
 A question is a set of pairs of arms that differ in one thing. The answer is their mean difference
 in seen and in unseen languages, in points of the headline score, with its interval and a p-value
 that is adjusted for all the questions of the report (Holm). What was expected was written down
-before (arXiv 2406.16524 and 2505.16956, this project's own probes): an answer on the other side of
-0, or none where one was expected, is a surprise and is called one.
+before (arXiv 2406.16524 and 2505.16956, this project's own probes): a sure answer on the other side
+of 0 is a surprise and is called one; what was expected and is not sure is said not to be shown.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -49,16 +49,22 @@ class Answer:
 
     @property
     def is_surprise(self) -> bool:
-        """Whether something else was expected."""
-        if not self.expected:
-            return False
-        return not self.is_sure or (self.found.value > 0) != (self.expected > 0)
+        """Whether it is sure, and the opposite was expected."""
+        return self.is_sure and self.found.value * self.expected < 0
+
+    @property
+    def is_not_shown(self) -> bool:
+        """Whether it was expected to be better or worse, and is neither for sure."""
+        return self.expected != 0 and not self.is_sure
 
     def sentence(self) -> str:
         """The answer in words: "+3.1 points [2.0, 4.2] in unseen languages"."""
         points = f"{100 * self.found.value:+.1f} points [{100 * self.found.low:.1f}, "
         points += f"{100 * self.found.high:.1f}] in {self.group} languages"
-        return points if self.is_sure else f"{points} (not sure)"
+        doubts = [] if self.is_sure else ["not sure"]
+        if self.found.num_seeds == 1:
+            doubts.append("one seed")
+        return f"{points} ({', '.join(doubts)})" if doubts else points
 
 
 def ask(results: StudyResults, resampling: Resampling) -> list[Answer]:
@@ -151,14 +157,22 @@ def _objectives(arms: Sequence[Arm]) -> list[Question]:
 
 def _depths(results: StudyResults) -> list[Question]:
     arms = [arm for arm in results.by_arm if arm.start == "finetuned"]
+    alike: dict[frozenset[tuple[int, ...]], list[str]] = {}
+    for depth in results.present("depth"):
+        alike.setdefault(_layers_of(results, depth), []).append(depth)
     return [
         Question(
-            f"layers by {depth} instead of {DEPTH}, copied",
-            _pairs(arms, lambda arm, depth=depth: arm.depth == depth, depth=DEPTH),  # type: ignore[misc]
+            f"layers by {' or '.join(depths)} instead of {DEPTH}, copied",
+            _pairs(arms, lambda arm, depth=depths[0]: arm.depth == depth, depth=DEPTH),  # type: ignore[misc]
         )
-        for depth in results.present("depth")
-        if depth != DEPTH
+        for depths in alike.values()
+        if DEPTH not in depths
     ]
+
+
+def _layers_of(results: StudyResults, depth: str) -> frozenset[tuple[int, ...]]:
+    """What a choice of layers came to; two may come to the same."""
+    return frozenset(cell.layers for cell in results.cells if cell.arm.depth == depth)
 
 
 def _pairs(

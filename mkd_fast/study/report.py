@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mkd_fast.evaluate import page
 from mkd_fast.evaluate.drawing import to_svg
@@ -62,11 +62,17 @@ def report(results: StudyResults) -> Iterator[Block]:
     fraction, num_layers = results.present("fraction")[0], results.present("num_layers")[0]
     yield Prose(_what_was_run(results))
     yield Heading("What it says")
-    yield Prose(items=tuple(_verdicts(answers)))
+    yield Prose(
+        f"With {fraction:.0%} of the text, where no share of it is named.",
+        items=tuple(_verdicts(answers)),
+    )
     yield Heading("Surprises")
-    yield Prose("What came out on the other side of what was expected, or was not shown:")
-    surprises = tuple(_verdicts([answer for answer in answers if answer.is_surprise]))
-    yield Prose(items=surprises or ("nothing.",))
+    for what, chosen in (
+        ("Sure, and on the other side of what was expected:", "is_surprise"),
+        ("Expected, and not shown:", "is_not_shown"),
+    ):
+        found = tuple(_verdicts([answer for answer in answers if getattr(answer, chosen)]))
+        yield Prose(what, items=found or ("nothing.",))
     yield Heading("Is copying worth more than distilling?")
     yield summaries.overview(results, fraction)
     yield _picture("heat_map", "Score by start and objective", figures.heat_map(results, fraction))
@@ -76,11 +82,8 @@ def report(results: StudyResults) -> Iterator[Block]:
     yield _picture("learning_curves", "Development score by step", curves)
     yield Heading("What is kept in unseen languages?")
     yield summaries.by_language(results, objective, fraction, num_layers)
-    yield Heading("What is left with little text?")
-    for layers in results.present("num_layers"):
-        yield summaries.by_fraction(results, objective, layers)
-    curves = figures.data_curves(results, objective, num_layers)
-    yield _picture("data_curves", "Score by share of the text", curves)
+    if len(results.present("fraction")) > 1:
+        yield from _with_little_text(results, objective)
     if len(results.present("depth")) > 1:
         yield Heading("Which layers to copy?")
         for some in results.present("fraction"):
@@ -92,11 +95,17 @@ def report(results: StudyResults) -> Iterator[Block]:
     yield Prose(
         "Intervals and p-values come from test examples (whole templates, where examples are made"
         f" of them) and seeds, resampled {NUM_RESAMPLES:,} times, crossed and paired; languages and"
-        " models stay as they are. p-values are two-sided and adjusted for all rows (Holm)."
+        " models stay as they are. Of one seed, they speak of other sentences and not of other"
+        " seeds; of three, what seeds do is known roughly. p-values are two-sided and adjusted for"
+        " all rows (Holm); ≤: no resample was on the other side of 0."
     )
     yield summaries.answers(answers)
     yield Heading("Learning rates")
-    yield Prose("Chosen for each start and objective on development text of the seen languages.")
+    yield Prose(
+        "Chosen for each start and objective on development text of the seen languages, after a"
+        " short training on all of the text with one seed. Where the choice is at an end of what"
+        " was tried, a better rate may lie beyond."
+    )
     yield summaries.learning_rates(results)
     yield Heading("Published figures")
     yield Prose(
@@ -105,6 +114,20 @@ def report(results: StudyResults) -> Iterator[Block]:
     )
     rows = tuple(TableRow(row) for row in PUBLISHED)
     yield Table("Accuracy / macro-F1, %", ("run", "accuracy", "macro-F1"), (rows,))
+
+
+def _with_little_text(results: StudyResults, objective: str) -> Iterator[Block]:
+    fractions, depths = results.present("fraction"), results.present("num_layers")
+    yield Heading("What is left with little text?")
+    yield Prose(
+        f"Kept: what a start scores above chance with {fractions[-1]:.0%} of the text, as a share"
+        f" of that with {fractions[0]:.0%}. A start that with this is not half as far above chance"
+        " as the teacher has learnt too little for a share to say anything: —."
+    )
+    for num_layers in depths:
+        yield summaries.by_fraction(results, objective, num_layers)
+    curves = figures.data_curves(results, objective, depths[0])
+    yield _picture("data_curves", "Score by share of the text", curves)
 
 
 def _what_was_run(results: StudyResults) -> str:
@@ -118,12 +141,32 @@ def _what_was_run(results: StudyResults) -> str:
     state = f"All {planned} cells" if done == planned else f"{done} of {planned} cells so far"
     failed = f", {results.num_failed} of them failed," if results.num_failed else ""
     hours = sum(cell.seconds for cell in results.cells) / 3600
+    missing = "; ".join(_missing(results))
     return (
-        f"{results.task.replace('_', ' ').capitalize()}, scored by {NAMES[results.metric]}. The"
-        f" fine-tuned teacher has {teacher.parameters / 1e6:.1f} million parameters and scores"
-        f" {scores}. {state}{failed}"
-        f" with {len(results.seeds)} seeds are in this report; they trained for {hours:.1f} hours."
+        f"{results.task.replace('_', ' ').capitalize()}, scored by {NAMES[results.metric]}; chance"
+        f" is {100 * results.chance:.1f} %. The fine-tuned teacher has"
+        f" {teacher.parameters / 1e6:.1f} million parameters and scores {scores}."
+        f" {state}{failed} with {summaries.seeds(len(results.seeds))} are in this report;"
+        f" they trained for {hours:.1f} hours."
+        + (f" Of the grid there is nothing yet of: {missing}." if missing else "")
     )
+
+
+def _missing(results: StudyResults) -> Iterator[str]:
+    """Values of the grid that no cell has yet."""
+    for field, planned in results.planned.items():
+        there = results.seeds if field == "seed" else results.present(field)
+        for value in planned:
+            if value not in there:
+                yield _value(field, value)
+
+
+def _value(field: str, value: Any) -> str:
+    if field == "fraction":
+        return f"{value:.0%} of the text"
+    if field == "num_layers":
+        return f"{value} layers"
+    return f"{field} {NAMES.get(value, value)}"
 
 
 def _verdicts(answers: Sequence[Answer]) -> Iterator[str]:

@@ -9,6 +9,8 @@ interval speaks of other sentences and other seeds, not of other languages.
 With few seeds a bootstrap over them is too narrow by about sqrt((S - 1) / S); what is drawn is
 widened by the inverse around its mean, as far as seeds go (Davison and Hinkley 1997, section 3.2).
 
+Where a pair of arms has a single seed, the interval speaks of other sentences alone.
+
 Shapes: R resamples, the first of them what was observed; G groups of a language; S seeds.
 """
 
@@ -28,6 +30,8 @@ class Difference:
 
     Attributes:
         num_pairs: pairs of arms it is the mean of.
+        num_seeds: seeds of each.
+        is_floor: no resample is on the other side of 0, so that the p-value is at most this.
     """
 
     value: float
@@ -35,6 +39,8 @@ class Difference:
     high: float
     p_value: float
     num_pairs: int
+    num_seeds: int
+    is_floor: bool
 
     @property
     def is_clear(self) -> bool:
@@ -48,13 +54,12 @@ class Resampling:
     def __init__(
         self, results: StudyResults, num_resamples: int = NUM_RESAMPLES, seed: int = 0
     ) -> None:
-        self._results = results
+        self._results, self._num_resamples, self._seed = results, num_resamples, seed
         generator = np.random.default_rng(seed)
         self._weights = {
             language: _draws(generator, num_resamples, len(sums.counted))
             for language, sums in sorted(results.teacher.sums.items())
         }
-        self._seed_weights = _widened(_draws(generator, num_resamples, len(results.seeds)))
         self._of_model: dict[tuple[int, str], Floats] = {}
 
     def model(self, model: Model, group: str) -> Floats:
@@ -71,33 +76,40 @@ class Resampling:
     def difference(self, pairs: Sequence[tuple[Arm, Arm]], group: str) -> Difference | None:
         """How much better the first of each pair is than the second; None without a pair.
 
-        Pairs of which an arm lacks a seed that another cell of the study has are left out.
+        Where some pairs have fewer seeds than others, as in a study that is not finished, those of
+        the most seeds count, with the seeds that the first of them has.
         """
-        found = [
-            self._difference_of_arms(ours, theirs, group)
-            for ours, theirs in pairs
-            if self._is_whole(ours) and self._is_whole(theirs)
-        ]
-        if not found:
+        seeds_of = {pair: self._seeds_of(pair) for pair in pairs}
+        seeds = max(seeds_of.values(), key=len, default=())
+        whole = [pair for pair, others in seeds_of.items() if set(seeds) <= set(others)]
+        if not seeds:
             return None
-        drawn = np.mean(found, axis=0)
+        drawn = np.mean([self._of_pair(pair, seeds, group) for pair in whole], axis=0)
         value, others = float(drawn[0]), drawn[1:]
         low, high = np.quantile(others, (0.025, 0.975))
-        below, above = int((others <= 0).sum()), int((others >= 0).sum())
-        p_value = min(1.0, 2 * (1 + min(below, above)) / (1 + len(others)))
-        return Difference(value, float(low), float(high), p_value, len(found))
+        fewest = min(int((others <= 0).sum()), int((others >= 0).sum()))
+        p_value = min(1.0, 2 * (1 + fewest) / (1 + len(others)))
+        return Difference(
+            value, float(low), float(high), p_value, len(whole), len(seeds), is_floor=fewest == 0
+        )
 
-    def _is_whole(self, arm: Arm) -> bool:
-        return len(self._results.by_arm.get(arm, ())) == len(self._results.seeds)
+    def _seeds_of(self, pair: tuple[Arm, Arm]) -> tuple[int, ...]:
+        """Those that both arms have, rising."""
+        ours, theirs = (self._results.by_arm.get(arm, {}) for arm in pair)
+        return tuple(sorted(ours.keys() & theirs.keys()))
 
-    def _difference_of_arms(self, ours: Arm, theirs: Arm, group: str) -> Floats:
-        cells = self._results.by_arm
+    def _of_pair(self, pair: tuple[Arm, Arm], seeds: Sequence[int], group: str) -> Floats:
+        ours, theirs = (self._results.by_arm[arm] for arm in pair)
         of_seeds = [
-            self.model(cells[ours][seed], group) - self.model(cells[theirs][seed], group)
-            for seed in self._results.seeds
+            self.model(ours[seed], group) - self.model(theirs[seed], group) for seed in seeds
         ]
-        mean: Floats = (self._seed_weights * np.stack(of_seeds, axis=1)).sum(1)
+        mean: Floats = (self._weights_of(len(seeds)) * np.stack(of_seeds, axis=1)).sum(1)
         return mean
+
+    def _weights_of(self, num_seeds: int) -> Floats:
+        """Of seeds, ``[R, num_seeds]``; the same at every call."""
+        generator = np.random.default_rng((self._seed, num_seeds))
+        return _widened(_draws(generator, self._num_resamples, num_seeds))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

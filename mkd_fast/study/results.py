@@ -86,6 +86,7 @@ class Cell(Model):
         seed: what else decided.
         layers: the teacher's layers that it started from.
         learning_rate: the one chosen for its arm.
+        rates: those that were tried for it.
         seconds: of its training.
         curve: its way there.
     """
@@ -94,6 +95,7 @@ class Cell(Model):
     seed: int
     layers: tuple[int, ...]
     learning_rate: float
+    rates: tuple[float, ...]
     steps: int
     seconds: float
     curve: tuple[Point, ...]
@@ -121,6 +123,8 @@ class StudyResults:
         unseen: languages that were only tested.
         teacher: the fine-tuned teacher.
         cells: the students.
+        chance: what guessing all classes alike scores.
+        planned: the grid's values of each of an arm's fields, and its seeds.
         num_planned: how many cells the grid has.
         num_failed: cells that ended with an error.
     """
@@ -132,6 +136,8 @@ class StudyResults:
     unseen: tuple[str, ...]
     teacher: Model
     cells: tuple[Cell, ...]
+    chance: float
+    planned: Mapping[str, tuple[Any, ...]]
     num_planned: int
     num_failed: int
 
@@ -187,11 +193,20 @@ def read_results(folder: Path) -> StudyResults:
             unseen=tuple(info["unseen"]),
             teacher=Model(**_of_model(teacher, groups)),
             cells=tuple(_cell(row, groups) for row in whole),
+            chance=1 / len(info["labels"]) if info["metric"] == "accuracy" else 0.0,
+            planned=_planned(info["config"]["study"]),
             num_planned=len(info["keys"]),
             num_failed=len(current) - len(whole),
         )
     except (KeyError, TypeError) as error:
         raise checks.malformed_study(folder, error) from error
+
+
+def _planned(grid: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    lists = ("starts", "objectives", "fractions", "seeds")
+    values = {name.removesuffix("s"): tuple(grid[name]) for name in lists}
+    depths = (grid["depth"], *grid["depths"])
+    return {**values, "depth": depths, "num_layers": tuple(grid["num_layers"])}
 
 
 def _cell(row: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> Cell:
@@ -200,6 +215,7 @@ def _cell(row: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> Cell:
         seed=row["seed"],
         layers=tuple(row["layers"]),
         learning_rate=row["learning_rate"],
+        rates=tuple(sorted(map(float, row["probe"]))),
         steps=row["steps"],
         seconds=row["seconds"],
         curve=tuple(Point(point["step"], point["dev"]) for point in row["curve"]),

@@ -9,6 +9,7 @@ from mkd_fast.study.results import SEEN, UNSEEN, Arm, Cell, StudyResults
 
 NO_VALUE = "—"
 GOOD_SHARE = 0.9  # of the teacher's development score: how fast a student learns
+LEARNT_SHARE = 0.5  # of what the teacher scores above chance: who has less has nothing to keep
 NAMES = {
     "scratch": "scratch",
     "embeddings": "embeddings copied",
@@ -53,17 +54,17 @@ def overview(results: StudyResults, fraction: float) -> Table:
 
 
 def by_fraction(results: StudyResults, objective: str, num_layers: int) -> Table:
-    """A row for each start, a column for each share of the text, and what is left at the least."""
+    """A row for each start, a column for each share of the text, and what is kept at the least."""
     fractions = results.present("fraction")
     rows = []
     for start in results.present("start"):
         arms = [Arm(start, DEPTH, objective, fraction, num_layers) for fraction in fractions]
-        left = _left(results, arms[0], arms[-1])
-        rows.append(TableRow((NAMES[start], *(_both(results, arm) for arm in arms), left)))
+        kept = _kept(results, arms[0], arms[-1])
+        rows.append(TableRow((NAMES[start], *(_both(results, arm) for arm in arms), kept)))
     header = (
         f"start ({NAMES[objective]}, {num_layers} layers)",
         *(f"{fraction:.0%} of the text" for fraction in fractions),
-        f"left at {fractions[-1]:.0%}",
+        f"kept at {fractions[-1]:.0%}",
     )
     return Table(_caption(results), header, (tuple(rows),))
 
@@ -104,7 +105,8 @@ def speed(results: StudyResults, objective: str, num_layers: int) -> Table:
         for start in results.present("start")
     )
     caption = (
-        f"Optimizer steps to {100 * target:.1f} %, 90 % of the teacher's score in seen languages"
+        f"Optimizer steps to {100 * target:.1f} %, 90 % of the teacher's score on development text"
+        " of the seen languages: the median of the seeds that got there"
     )
     what = f"start ({NAMES[objective]}, {num_layers} layers)"
     header = (what, *(f"{fraction:.0%} of the text" for fraction in fractions))
@@ -121,7 +123,7 @@ def by_language(results: StudyResults, objective: str, fraction: float, num_laye
 
     def score(start: str, languages: Sequence[str]) -> str:
         cells = _cells(results, Arm(start, DEPTH, objective, fraction, num_layers))
-        return _spread([cell.score(languages) for cell in cells])
+        return _spread([cell.score(languages) for cell in cells]) + _fewer(results, cells)
 
     def row(name: str, languages: Sequence[str], *, strong: bool = False) -> TableRow:
         teacher = f"{100 * results.teacher.score(languages):.1f}"
@@ -147,10 +149,11 @@ def answers(found: Sequence[Answer]) -> Table:
                 answer.group,
                 f"{100 * answer.found.value:+.1f}",
                 f"{100 * answer.found.low:+.1f} to {100 * answer.found.high:+.1f}",
-                f"{answer.adjusted_p:.2g}",
+                f"{'≤ ' if answer.found.is_floor else ''}{answer.adjusted_p:.2g}",
                 str(answer.found.num_pairs),
+                str(answer.found.num_seeds),
                 expectation[answer.expected],
-                "surprise" if answer.is_surprise else "",
+                "surprise" if answer.is_surprise else "not shown" if answer.is_not_shown else "",
             )
         )
         for answer in found
@@ -162,10 +165,12 @@ def answers(found: Sequence[Answer]) -> Table:
         "95 % interval",
         "p (Holm)",
         "pairs",
+        "seeds",
         "expected",
         "",
     )
-    return Table("Mean differences over pairs of arms that differ in nothing else", header, (rows,))
+    caption = "Mean differences over pairs of arms that differ in nothing but what is compared"
+    return Table(caption, header, (rows,))
 
 
 def learning_rates(results: StudyResults) -> Table:
@@ -174,25 +179,34 @@ def learning_rates(results: StudyResults) -> Table:
 
     def rates(start: str, objective: str) -> str:
         found = {
-            cell.learning_rate
-            for arm, cells in results.by_arm.items()
-            for cell in cells.values()
-            if (arm.start, arm.objective) == (start, objective)
+            (cell.learning_rate, cell.rates)
+            for cell in results.cells
+            if (cell.arm.start, cell.arm.objective) == (start, objective)
         }
-        return " ".join(f"{rate:.0e}" for rate in sorted(found)) or NO_VALUE
+        return " ".join(_rate(*one) for one in sorted(found)) or NO_VALUE
 
     rows = tuple(
         TableRow((NAMES[start], *(rates(start, objective) for objective in objectives)))
         for start in results.present("start")
     )
-    return Table("Peak learning rates", ("start", *(NAMES[name] for name in objectives)), (rows,))
+    caption = "Peak learning rates; ↓ the lowest and ↑ the highest of those that were tried"
+    return Table(caption, ("start", *(NAMES[name] for name in objectives)), (rows,))
+
+
+def _rate(chosen: float, tried: Sequence[float]) -> str:
+    at_an_end = {tried[0]: " ↓", tried[-1]: " ↑"} if len(tried) > 1 else {}
+    return f"{chosen:.0e}{at_an_end.get(chosen, '')}"
+
+
+def seeds(number: int) -> str:
+    """How many, in words."""
+    return "one seed" if number == 1 else f"{number} seeds"
 
 
 def _caption(results: StudyResults) -> str:
-    metric = NAMES[results.metric].capitalize()
-    return (
-        f"{metric} in seen / unseen languages, %: mean of {len(results.seeds)} seeds ± their spread"
-    )
+    number = len(results.seeds)
+    of = seeds(number) if number == 1 else f"mean of {seeds(number)} ± their standard deviation"
+    return f"{NAMES[results.metric].capitalize()} in seen / unseen languages, %: {of}"
 
 
 def _cells(results: StudyResults, arm: Arm) -> list[Cell]:
@@ -205,7 +219,12 @@ def _both(results: StudyResults, arm: Arm) -> str:
         return NO_VALUE
     return " / ".join(
         _of_groups(results, lambda languages: _spread([c.score(languages) for c in cells]))
-    )
+    ) + _fewer(results, cells)
+
+
+def _fewer(results: StudyResults, cells: Sequence[Cell]) -> str:
+    """A note where others have more seeds."""
+    return f" ({seeds(len(cells))})" if len(cells) < len(results.seeds) else ""
 
 
 def _of_teacher(results: StudyResults) -> str:
@@ -222,15 +241,18 @@ def _spread(scores: Sequence[float]) -> str:
     return f"{mean} ± {100 * stdev(scores):.1f}" if len(scores) > 1 else mean
 
 
-def _left(results: StudyResults, most: Arm, least: Arm) -> str:
-    """What share of its score with all text a start keeps with the least."""
-    all_text, little = _cells(results, most), _cells(results, least)
-    if not all_text or not little:
+def _kept(results: StudyResults, most: Arm, least: Arm) -> str:
+    """What share of its score above chance with most of the text a start has with the least."""
+    of_arms = _cells(results, most), _cells(results, least)
+    if not all(of_arms):
         return NO_VALUE
 
     def share(languages: Sequence[str]) -> str:
-        whole, kept = (fmean(cell.score(languages) for cell in of) for of in (all_text, little))
-        return f"{kept / whole:.0%}" if whole else NO_VALUE
+        whole, kept = (fmean(cell.score(languages) for cell in of) for of in of_arms)
+        enough = LEARNT_SHARE * (results.teacher.score(languages) - results.chance)
+        if whole - results.chance < max(enough, 1e-9):
+            return NO_VALUE
+        return f"{max(0.0, kept - results.chance) / (whole - results.chance):.0%}"
 
     return " / ".join(_of_groups(results, share))
 

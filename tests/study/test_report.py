@@ -2,10 +2,11 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
-from study_rows import arm, write_study
+from study_rows import SEEN, UNSEEN, arm, write_cells, write_study
 
 from mkd_fast.study import summaries
 from mkd_fast.study.questions import ask, questions
@@ -21,6 +22,7 @@ GRID = [
     for num_layers in (6, 3)
 ]
 DEPTHS = [arm(depth=depth, fraction=f) for depth in ("first", "last") for f in (1.0, 0.01)]
+GROUPS = (SEEN, UNSEEN)
 GAIN = {"scratch": 0.0, "embeddings": 0.1, "pretrained": 0.25, "finetuned": 0.35}
 
 
@@ -65,13 +67,94 @@ def test_answers_find_what_was_put_in(results: StudyResults) -> None:
     assert answers["layers by first instead of stride, copied", "seen"].found.value < 0
 
 
-def test_what_was_expected_and_not_shown_is_a_surprise(results: StudyResults) -> None:
+def test_what_was_expected_and_not_shown_is_no_surprise(results: StudyResults) -> None:
     answer = ask(results, Resampling(results))[0]
-    unsure = replace(answer, adjusted_p=0.2)
-    assert not answer.is_surprise
-    assert unsure.is_surprise
+    unsure, other = replace(answer, adjusted_p=0.2), replace(answer, expected=-1)
+    assert (answer.is_surprise, answer.is_not_shown) == (False, False)
+    assert (unsure.is_surprise, unsure.is_not_shown) == (False, True)
+    assert (other.is_surprise, other.is_not_shown) == (True, False)
+    assert not replace(unsure, expected=0).is_not_shown
     assert unsure.sentence().endswith("(not sure)")
-    assert not replace(unsure, expected=0).is_surprise
+
+
+def test_choices_that_come_to_the_same_layers_are_one_question(tmp_path: Path) -> None:
+    depths = ("stride", "first", "importance", "last")
+    write_study(tmp_path, [arm(depth=depth) for depth in depths], quality)
+    asked = [q.what for q in questions(read_results(tmp_path)) if q.what.startswith("layers")]
+    assert asked == [
+        "layers by first instead of stride, copied",
+        "layers by importance or last instead of stride, copied",
+    ]
+
+
+def test_one_seed_is_said_to_be_one(tmp_path: Path) -> None:
+    write_study(tmp_path, [arm(), arm(start="scratch")], quality, seeds=(0,))
+    write_report(tmp_path, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "2 cells with one seed are in this report" in text
+    assert "in seen / unseen languages, %: one seed\n" in text
+    assert "in unseen languages (one seed)." in text
+    missing = "nothing yet of: start embeddings copied; start copied, pretrained model; objective"
+    assert missing in text
+    assert text.index("; seed 1; seed 2;") > text.index("1% of the text; ")
+
+
+def test_arms_of_fewer_seeds_than_others_say_so(tmp_path: Path) -> None:
+    rows = write_study(tmp_path, [arm(), arm(start="scratch")], quality)
+    write_cells(tmp_path, rows[:4])
+    shown = summaries.overview(read_results(tmp_path), 1.0)
+    scratch, copied = (section[0].cells[1] for section in shown.sections[1:])
+    assert shown.caption.endswith("%: mean of 3 seeds ± their standard deviation")
+    assert scratch.endswith(" (one seed)")
+    assert "seed" not in copied
+    by_language = summaries.by_language(read_results(tmp_path), "kl", 1.0, 6)
+    assert by_language.sections[0][0].cells[2].endswith(" (one seed)")
+
+
+def test_what_is_kept_is_counted_from_chance_and_only_where_something_was_learnt(
+    tmp_path: Path,
+) -> None:
+    """Chance is 25 % and the teacher at 90 %, so that 57.5 % is half of the way."""
+    scores = {"scratch": (0.3, 0.4), "pretrained": (0.75, 0.5), "finetuned": (0.75, 0.05)}
+
+    def of_text(fields: Any, language: str) -> float:
+        return scores[fields["start"]][fields["fraction"] < 1]
+
+    arms = [arm(start=start, fraction=f) for start in scores for f in (1.0, 0.01)]
+    write_study(tmp_path, arms, of_text)
+    results = read_results(tmp_path)
+    table = summaries.by_fraction(results, "kl", 6)
+    kept = {row.cells[0]: row.cells[-1] for row in table.sections[0]}
+    whole, some = (
+        [
+            fmean(cell.score(group) for cell in results.by_arm[Arm(**of)].values())
+            for group in GROUPS
+        ]
+        for of in (arm(start="pretrained"), arm(start="pretrained", fraction=0.01))
+    )
+    shares = (f"{(y - 0.25) / (x - 0.25):.0%}" for x, y in zip(whole, some, strict=True))
+    assert table.header[-1] == "kept at 1%"
+    assert kept == {
+        "scratch": "— / —",
+        "copied, pretrained model": " / ".join(shares),
+        "copied, fine-tuned teacher": "0% / 0%",
+    }
+
+
+def test_rates_at_an_end_of_those_tried_are_marked(tmp_path: Path) -> None:
+    rows = write_study(tmp_path, [arm(start=s) for s in ("scratch", "finetuned")], quality)
+    rows[3:] = [{**row, "learning_rate": 1e-4} for row in rows[3:]]
+    write_cells(tmp_path, rows)
+    table = summaries.learning_rates(read_results(tmp_path))
+    assert [row.cells[1] for row in table.sections[0]] == ["3e-04 ↑", "1e-04 ↓"]
+
+
+def test_a_p_value_at_its_least_is_shown_as_a_bound(results: StudyResults) -> None:
+    answer = ask(results, Resampling(results))[0]
+    other = replace(answer, found=replace(answer.found, is_floor=False))
+    shown = [row.cells[4] for row in summaries.answers([answer, other]).sections[0]]
+    assert answer.found.is_floor
+    assert shown == [f"≤ {answer.adjusted_p:.2g}", f"{answer.adjusted_p:.2g}"]
 
 
 def test_an_unfinished_grid_has_a_report_with_gaps(tmp_path: Path) -> None:

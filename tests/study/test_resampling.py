@@ -51,16 +51,56 @@ def test_the_sign_turns_with_the_pair(tmp_path: Path) -> None:
     assert one.p_value == other.p_value
 
 
-def test_pairs_that_lack_a_seed_are_left_out(tmp_path: Path) -> None:
+def test_an_arm_without_cells_is_compared_with_none(tmp_path: Path) -> None:
+    results = study(tmp_path, 0.2)
+    del results.by_arm[SCRATCH]
+    assert Resampling(results).difference([(COPIED, SCRATCH)], "seen") is None
+
+
+def test_seeds_count_that_both_arms_of_a_pair_have(tmp_path: Path) -> None:
     results = study(tmp_path, 0.2)
     del results.by_arm[SCRATCH][1]
-    assert Resampling(results).difference([(COPIED, SCRATCH)], "seen") is None
+    found = Resampling(results).difference([(COPIED, SCRATCH)], "seen")
+    scores = [
+        np.mean([results.by_arm[arm][seed].score(SEEN) for seed in (0, 2)])
+        for arm in (COPIED, SCRATCH)
+    ]
+    assert found is not None
+    assert found.num_seeds == 2
+    assert found.value == pytest.approx(scores[0] - scores[1])
+
+
+def test_pairs_of_fewer_seeds_than_others_are_left_out(tmp_path: Path) -> None:
+    arms = [arm(start=start, fraction=f) for start in ("finetuned", "scratch") for f in (1.0, 0.1)]
+    write_study(tmp_path, arms, lambda fields, _: 0.5 + 0.2 * (fields["start"] == "finetuned"))
+    results = read_results(tmp_path)
+    little = Arm(**arm(fraction=0.1)), Arm(**arm(start="scratch", fraction=0.1))
+    resampling = Resampling(results)
+    both = resampling.difference([(COPIED, SCRATCH), little], "seen")
+    del results.by_arm[little[1]][2]
+    one = resampling.difference([(COPIED, SCRATCH), little], "seen")
+    alone = resampling.difference([(COPIED, SCRATCH)], "seen")
+    assert both is not None
+    assert (both.num_pairs, both.num_seeds) == (2, 3)
+    assert one == alone
 
 
 def test_one_seed_is_compared_by_examples_alone(tmp_path: Path) -> None:
     found = Resampling(study(tmp_path, 0.2, seeds=(4,))).difference([(COPIED, SCRATCH)], "seen")
     assert found is not None
     assert found.is_clear
+    assert found.num_seeds == 1
+
+
+def test_a_p_value_that_no_resample_speaks_against_is_the_least_there_is(tmp_path: Path) -> None:
+    sure, unsure = (
+        Resampling(study(tmp_path / str(by), by), 100).difference([(COPIED, SCRATCH)], "seen")
+        for by in (0.3, 0.0)
+    )
+    assert sure is not None
+    assert unsure is not None
+    assert (sure.p_value, sure.is_floor) == (2 / 100, True)
+    assert not unsure.is_floor
 
 
 def test_where_nothing_differs_few_intervals_say_so(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ def test_a_score_is_the_mean_over_languages_of_the_share_of_right_answers(tmp_pa
     assert [len(cell.sums[x].whole) for x in SEEN] == [NUM_GROUPS] * len(SEEN)
     assert results.seeds == (0, 1, 2)
     assert (results.num_planned, results.num_failed) == (3, 0)
+    assert results.chance == 1 / 4
+    assert results.planned["depth"] == ("stride", "first", "last")
+    assert (cell.learning_rate, cell.rates) == (3e-4, (1e-4, 3e-4))
 
 
 def test_span_f1_is_of_the_sums_over_sentences(tmp_path: Path) -> None:
@@ -31,6 +34,7 @@ def test_span_f1_is_of_the_sums_over_sentences(tmp_path: Path) -> None:
     tp, fp, fn = (counts[name].sum() for name in ("tp", "fp", "fn"))
     found = read_results(tmp_path).cells[0].score(["de"])
     assert found == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert read_results(tmp_path).chance == 0.0
 
 
 def test_rows_of_an_older_grid_and_failed_ones_are_left_out(tmp_path: Path) -> None:

@@ -194,6 +194,27 @@ def test_smaller_parts_lie_in_larger_ones(shared, monkeypatch):
     assert sorted(labels) == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("start", "objective", "rate"),
+    [
+        pytest.param("pretrained", "kl", 10.0, id="new head on old layers"),
+        pytest.param("pretrained", "hidden", 1.0, id="the teacher's head"),
+        pytest.param("finetuned", "kl", 1.0, id="copied head"),
+        pytest.param("embeddings", "kl", 1.0, id="new layers too"),
+        pytest.param("scratch", "kl", 1.0, id="all is new"),
+    ],
+)
+def test_only_a_new_head_on_old_layers_learns_faster(shared, monkeypatch, start, objective, rate):
+    asked = []
+    recipe = replace(shared.recipe, train=replace(shared.recipe.train, head_rate=10.0))
+    monkeypatch.setattr(shared, "recipe", recipe)
+    monkeypatch.setattr(
+        "mkd_fast.study.cells.fit", lambda model, task, config, **_: asked.append(config.head_rate)
+    )
+    train(shared, Cell(start, "stride", 2, objective, 1.0, 0), 1e-3, 1)
+    assert asked == [rate]
+
+
 def test_watching_a_training_does_not_change_it(shared):
     cell = Cell("scratch", "stride", 2, "kl", 1.0, 0)
     watched = train(shared, cell, 1e-3, 6, curve_steps(6, 3))
