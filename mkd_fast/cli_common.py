@@ -8,6 +8,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from mkd_fast.checks import train as checks
+from mkd_fast.quiet import quiet_torchao
 from mkd_fast.stopping import Terminated, sigterm_ends
 
 Settings = Annotated[
@@ -30,6 +31,7 @@ def reports_errors(when_stopped: str) -> Callable[[Callable[P, None]], Callable[
     def decorate(command: Callable[P, None]) -> Callable[P, None]:
         @wraps(command)
         def reporting(*args: P.args, **kwargs: P.kwargs) -> None:
+            quiet_torchao()
             try:
                 with sigterm_ends():
                     command(*args, **kwargs)

@@ -1,5 +1,6 @@
 """transformers without its bars and notices, where what they would say is intended."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,3 +19,9 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if has_bars:
             logging.enable_progress_bar()
+
+
+def quiet_torchao() -> None:
+    """Only errors of what transformers imports where torchao is installed, used or not."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)

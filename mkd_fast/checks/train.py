@@ -378,3 +378,13 @@ def not_a_size(place: str, key: str, value: str) -> ValueError:
     return value_error(
         place, f"{key} must be a number of bytes with its unit", repr(value), 'Write e.g. "2GiB".'
     )
+
+
+def no_low_bit_optimizer(error: Exception) -> RuntimeError:
+    """An optional library is missing, or cannot be imported."""
+    return runtime_error(
+        "fit",
+        'optimizer = "adamw8bit" needs torchao',
+        _first_line(error),
+        "Run: pip install 'mkd_fast[low_bit]', or set optimizer = \"adamw\".",
+    )

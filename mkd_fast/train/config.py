@@ -147,6 +147,8 @@ class OptimConfig:
         decay: share of the steps in which it falls under "wsd", in [0, 1].
         weight_decay: AdamW's, on matrices only.
         max_grad_norm: gradients are clipped to this norm.
+        optimizer: "adamw8bit" keeps AdamW's moments in 8 bits, in a quarter of the memory, by
+            torchao.
         precision: "auto" is bfloat16 autocast where the device computes faster in it.
         packing: samples share rows of up to so many tokens, each read as if it were alone; 0: a row
             each, beside others of about the same length.
@@ -168,6 +170,7 @@ class OptimConfig:
     decay: float = 0.1
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     precision: Precision = "auto"
     packing: int = 0
     attention: Literal["model", "eager"] = "model"
@@ -181,6 +184,7 @@ class OptimConfig:
         "packing": 0,
         "attention": "model",
         "head_rate": 1.0,
+        "optimizer": "adamw",
         "schedule": "linear",
         "decay": 0.1,  # which "linear" does not look at
         "parallel": "ddp",

@@ -8,6 +8,7 @@ from torch import nn
 
 from mkd_fast.checks import train as checks
 from mkd_fast.train.config import OptimConfig
+from mkd_fast.train.low_bit import adamw8bit
 
 
 def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
@@ -26,13 +27,14 @@ def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Fused AdamW of what is not frozen; matrices decay, vectors (biases, norms) do not.
+    """AdamW of what is not frozen, fused or with moments of 8 bits; matrices decay, vectors do not.
 
     It moves nothing, and no state of it, in a step at which its ``found_inf`` is not 0. A group
     has as "times" how many times the scheduled rate is its own, unless that is once.
 
     Raises:
         TypeError: ``config.head_rate`` is not 1, and the model has no head.
+        RuntimeError: torchao, which keeps moments in 8 bits, is not installed.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = _groups(trained, config.weight_decay)
@@ -41,6 +43,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         groups = _groups([p for p in trained if p not in head], config.weight_decay)
         of_head = _groups([p for p in trained if p in head], config.weight_decay)
         groups += [group | {"times": config.head_rate} for group in of_head]
+    if config.optimizer == "adamw8bit":
+        return adamw8bit(groups, config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 from mkd_fast.train.config import Config
@@ -131,6 +132,8 @@ def _of_training(config: Config, work: Workload, section: str) -> Iterator[Chang
     while num_parts < settings.batch_size:
         num_parts *= 2
         yield Change({(section, "accumulate"): num_parts}, "steps in parts: same result, slower")
+    if settings.optimizer == "adamw" and find_spec("torchao") is not None:
+        yield Change({(section, "optimizer"): "adamw8bit"}, "moments of 8 bits; needs torchao")
     if section == "train" and config.student.vocabulary == "all":
         yield Change({("student", "vocabulary"): "used"}, "tokens that no text uses are unknown")
     if not is_bfloat16(choose_device(config.run.device), settings.precision):

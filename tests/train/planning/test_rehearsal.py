@@ -78,6 +78,21 @@ def test_parts_of_a_step_keep_the_gradients_of_those_before(tmp_path):
     assert in_parts.in_heap - whole.in_heap <= in_parts.parts[GRADIENTS]
 
 
+def test_moments_of_8_bits_take_a_quarter(tmp_path):
+    pytest.importorskip("torchao", reason="they are torchao's")
+    config = load(write_job(tmp_path))
+    work = FromLength(12).workload(config)
+    work.student.intermediate_size = 2048  # smaller matrices stay as they are
+    task, step = distilling(config, work)
+
+    def found(name):
+        optim = OptimConfig(batch_size=8, optimizer=name)
+        return rehearse_step(lambda: build(config, work.student), task, step, optim, CPU)
+
+    plain, low = found("adamw").moments_bytes, found("adamw8bit").moments_bytes
+    assert plain / 4 < low < plain / 3  # small ones, such as biases, stay as they are
+
+
 def test_the_random_state_stays(tmp_path):
     config = load(write_job(tmp_path))
     work = FromLength(12).workload(config)
