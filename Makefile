@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/mkd-fast distill recipes/home_intents.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 bench: $(STAMP)
 	$(BIN)/mkd-fast bench --plot
