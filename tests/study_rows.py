@@ -65,6 +65,8 @@ def write_study(
     def of_model(chance: Callable[[str], float]) -> dict[str, Any]:
         return {"parameters": 13_000_000, "correct": {x: correct(chance(x), x) for x in groups}}
 
+    metric = "span_f1" if span_f1 else "accuracy"
+    before = {x: {metric: 0.3 if x in SEEN else 0.2, "n": num} for x in groups}
     rows = []
     for fields in arms:
         for training_seed in seeds:
@@ -77,6 +79,8 @@ def write_study(
                     "seed": training_seed,
                     "layers": layers_of(fields),
                     "learning_rate": 3e-4,
+                    "metric": metric,
+                    "before": before if fields["start"] == "finetuned" else None,
                     "probe": {"0.0001": 0.4, "0.0003": 0.5},
                     "steps": 80,
                     "seconds": 9.0,
@@ -88,7 +92,7 @@ def write_study(
     info = {
         "name": "made up",
         "task": "sequence_classification",
-        "metric": "span_f1" if span_f1 else "accuracy",
+        "metric": metric,
         "seen": SEEN,
         "unseen": UNSEEN,
         "labels": ["dim", "off", "on", "open"],

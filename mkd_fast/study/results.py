@@ -89,6 +89,7 @@ class Cell(Model):
         rates: those that were tried for it.
         seconds: of its training.
         curve: its way there.
+        before: score of each language by the copy that it was, if it was one, before training.
     """
 
     arm: Arm
@@ -99,6 +100,7 @@ class Cell(Model):
     steps: int
     seconds: float
     curve: tuple[Point, ...]
+    before: Mapping[str, float]
 
     def steps_to(self, dev: float) -> float | None:
         """Steps until the development score was reached, interpolated; None if it never was."""
@@ -219,6 +221,7 @@ def _cell(row: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> Cell:
         steps=row["steps"],
         seconds=row["seconds"],
         curve=tuple(Point(point["step"], point["dev"]) for point in row["curve"]),
+        before={name: of[row["metric"]] for name, of in (row["before"] or {}).items()},
         **_of_model({"dev": row["curve"][-1]["dev"], **row}, groups),
     )
 

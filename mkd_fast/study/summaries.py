@@ -49,8 +49,9 @@ def overview(results: StudyResults, fraction: float) -> Table:
         for start in results.present("start")
     )
     teacher = TableRow(("teacher", *(_of_teacher(results) for _ in depths)), strong=True)
+    copied = TableRow((f"{NAMES['finetuned']}, untrained", *(_before(results, n) for n in depths)))
     header = (f"start, objective ({fraction:.0%} of the text)", *(f"{n} layers" for n in depths))
-    return Table(_caption(results), header, ((teacher,), *sections))
+    return Table(_caption(results), header, ((teacher, copied), *sections))
 
 
 def by_fraction(results: StudyResults, objective: str, num_layers: int) -> Table:
@@ -225,6 +226,19 @@ def _both(results: StudyResults, arm: Arm) -> str:
 def _fewer(results: StudyResults, cells: Sequence[Cell]) -> str:
     """A note where others have more seeds."""
     return f" ({seeds(len(cells))})" if len(cells) < len(results.seeds) else ""
+
+
+def _before(results: StudyResults, num_layers: int) -> str:
+    """Of a copy that nothing has trained."""
+    arm_of = (DEPTH, num_layers)
+    copies = (c for c in results.cells if (c.arm.depth, c.arm.num_layers) == arm_of and c.before)
+    copy = next(copies, None)
+    if copy is None:
+        return NO_VALUE
+    scores = copy.before
+    return " / ".join(
+        _of_groups(results, lambda some: f"{100 * fmean(scores[name] for name in some):.1f}")
+    )
 
 
 def _of_teacher(results: StudyResults) -> str:

@@ -111,6 +111,14 @@ def test_arms_of_fewer_seeds_than_others_say_so(tmp_path: Path) -> None:
     assert by_language.sections[0][0].cells[2].endswith(" (one seed)")
 
 
+def test_a_copy_is_shown_before_it_is_trained_too(results: StudyResults, tmp_path: Path) -> None:
+    _, copied = summaries.overview(results, 1.0).sections[0]
+    assert copied.cells == ("copied, fine-tuned teacher, untrained", *["30.0 / 20.0"] * 2)
+    write_study(tmp_path, [arm(start="scratch")], quality)
+    _, copied = summaries.overview(read_results(tmp_path), 1.0).sections[0]
+    assert copied.cells[1] == "—"
+
+
 def test_what_is_kept_is_counted_from_chance_and_only_where_something_was_learnt(
     tmp_path: Path,
 ) -> None:
