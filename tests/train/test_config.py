@@ -55,6 +55,7 @@ EVERY_KEY = {
         "learning_rate": 0.5,
         "warmup": 0.0,
         "weight_decay": 0.25,
+        "optimizer": "adamw8bit",
         "max_grad_norm": 2.0,
         "precision": "bfloat16",
         "packing": 64,
