@@ -46,7 +46,13 @@ def _train(device: torch.device, *, is_tiny: bool) -> Iterator[Finding]:
     return train.measure(device, is_tiny=is_tiny)
 
 
-PARTS = {"cache": _cache, "train": _train}
+def _switches(device: torch.device, *, is_tiny: bool) -> Iterator[Finding]:
+    from mkd_fast.benchmarks import switches
+
+    return switches.measure(device, is_tiny=is_tiny)
+
+
+PARTS = {"cache": _cache, "train": _train, "switches": _switches}
 
 
 def bench(

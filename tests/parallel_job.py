@@ -97,14 +97,14 @@ def train(
     parallel: str,
     problem: Problem | None = None,
     dtype: torch.dtype = torch.float32,
-    accumulate: int = 1,
+    **optim: Any,
 ) -> dict[str, Tensor]:
     """Train a new model, from the folder's checkpoint where there is one; its whole state."""
     model = make_model().to(dtype)
     fit(
         model,
         problem or Problem(),
-        replace(OPTIM, parallel=parallel, accumulate=accumulate),
+        replace(OPTIM, parallel=parallel, **optim),
         name="model",
         checkpoint_path=folder / "checkpoint",
         metrics_path=folder / "metrics.jsonl",
@@ -168,7 +168,7 @@ def main(folder: Path) -> None:
     for size, parallel in WHOLE:
         together(f"{parallel}-{size}", size, partial(train, parallel=parallel))
     for size, parallel in IN_PARTS:
-        in_parts = partial(train, parallel=parallel, accumulate=2)
+        in_parts = partial(train, parallel=parallel, accumulate=2, checkpointing=True)
         together(f"{parallel}-parts-{size}", size, in_parts)
     for (size, parallel), (size_then, parallel_then) in RESUMED:
         name = f"{parallel}-{size}-{parallel_then}-{size_then}"

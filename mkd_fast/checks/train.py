@@ -388,3 +388,33 @@ def no_low_bit_optimizer(error: Exception) -> RuntimeError:
         _first_line(error),
         "Run: pip install 'mkd_fast[low_bit]', or set optimizer = \"adamw\".",
     )
+
+
+def no_cuda_graphs(device: object) -> RuntimeError:
+    """Graphs of kernels are CUDA's."""
+    return runtime_error(
+        "fit",
+        'compile = "cuda_graphs" needs a CUDA device',
+        f"the {device}",
+        'Set compile = "layers".',
+    )
+
+
+def graphs_replayed_within_a_step() -> ValueError:
+    """A graph writes where it wrote the time before, which a step may still need."""
+    return value_error(
+        "recipe: [finetune], [train]",
+        'a step must be taken whole, its activations kept, where compile = "cuda_graphs"',
+        "accumulate above 1, or checkpointing",
+        'Set compile = "layers".',
+    )
+
+
+def no_compiler(compiler: str) -> RuntimeError:
+    """What torch.compile makes for a CPU is C++."""
+    return runtime_error(
+        "fit",
+        'compile = "layers" needs a C++ compiler on a CPU',
+        f"no {compiler}",
+        'Install one, name yours in the environment variable CXX, or set compile = "no".',
+    )

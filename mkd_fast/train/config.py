@@ -147,11 +147,16 @@ class OptimConfig:
         decay: share of the steps in which it falls under "wsd", in [0, 1].
         weight_decay: AdamW's, on matrices only.
         max_grad_norm: gradients are clipped to this norm.
-        optimizer: "adamw8bit" keeps AdamW's moments in 8 bits, in a quarter of the memory, by
-            torchao.
+        optimizer: "adamw" moves all parameters in one kernel; "adamw_foreach" in one for each
+            operation of AdamW, and waits for the device at every step; "adamw8bit" keeps AdamW's
+            moments in 8 bits, in a quarter of the memory, by torchao.
         precision: "auto" is bfloat16 autocast where the device computes faster in it.
         packing: samples share rows of up to so many tokens, each read as if it were alone; 0: a row
             each, beside others of about the same length.
+        compile: "layers" compiles the model's layers, see ``layer_calls.py``; "cuda_graphs" records
+            them too, of CUDA devices.
+        checkpointing: activations within a layer are not kept but computed again: the same
+            numbers, for a third more time in much less memory.
         attention: "eager" computes attention by plain matrix products, which on CPUs is several
             times faster in bfloat16 where sequences are short; "model", as the model was loaded.
         freeze: beginnings of parameter names that stay as they are.
@@ -170,9 +175,11 @@ class OptimConfig:
     decay: float = 0.1
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw_foreach", "adamw8bit"] = "adamw"
     precision: Precision = "auto"
     packing: int = 0
+    compile: Literal["no", "layers", "cuda_graphs"] = "no"
+    checkpointing: bool = False
     attention: Literal["model", "eager"] = "model"
     freeze: tuple[str, ...] = ()
     checkpoint_every: int = 100
@@ -182,6 +189,8 @@ class OptimConfig:
     AS_BEFORE: ClassVar[Mapping[str, Any]] = {  # see recipe.decisive_settings
         "accumulate": 1,
         "packing": 0,
+        "compile": "no",
+        "checkpointing": False,
         "attention": "model",
         "head_rate": 1.0,
         "optimizer": "adamw",
@@ -201,6 +210,8 @@ class OptimConfig:
         for key in ("warmup", "decay"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 raise checks.share_out_of_range(place, key, getattr(self, key))
+        if self.compile == "cuda_graphs" and (self.accumulate > 1 or self.checkpointing):
+            raise checks.graphs_replayed_within_a_step()
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """The learning rate of a step (from 1)."""

@@ -11,13 +11,15 @@ from mkd_fast.train import corpus as corpora
 from mkd_fast.train.config import Config
 from mkd_fast.train.recipe import to_dict
 
-# The folder may have moved, memory decides how a teacher runs, not what it says, a run may be
-# watched from its middle on, and processes may divide a student as they like.
+# The folder may have moved, memory decides how a teacher runs, not what it says, and whether a
+# student's activations are kept; a run may be watched from its middle on, and processes may divide
+# a student as they like.
 _OF_NO_EFFECT = {
     ("run", "folder"),
     ("run", "trackers"),
     ("capture", "max_memory"),
     ("train", "parallel"),
+    ("train", "checkpointing"),
 }
 
 

@@ -26,6 +26,7 @@ from mkd_fast.train.attention import attention
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast
 from mkd_fast.train.gauge import Gauge
+from mkd_fast.train.layer_calls import layer_calls
 from mkd_fast.train.optimizer import freeze, make_optimizer
 from mkd_fast.train.prefetch import prefetch
 from mkd_fast.train.processes import ALONE, Processes
@@ -142,6 +143,7 @@ def fit(
         sigterm_noted() as is_terminated,
         closing(shares),
         attention(model, config.attention),
+        layer_calls(model, compile=config.compile, checkpointing=config.checkpointing),
         progress.bar(name, len(rows), done.steps, shown=shows_progress) as bar,
     ):
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mkd_fast.checks import train as checks
 from mkd_fast.train.config import OptimConfig
@@ -27,7 +27,7 @@ def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW of what is not frozen, fused or with moments of 8 bits; matrices decay, vectors do not.
+    """AdamW of what is not frozen, of some kind; matrices decay, vectors (biases, norms) do not.
 
     It moves nothing, and no state of it, in a step at which its ``found_inf`` is not 0. A group
     has as "times" how many times the scheduled rate is its own, unless that is once.
@@ -45,6 +45,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         groups += [group | {"times": config.head_rate} for group in of_head]
     if config.optimizer == "adamw8bit":
         return adamw8bit(groups, config.learning_rate)
+    if config.optimizer == "adamw_foreach":
+        return _ForeachAdamW(groups, lr=config.learning_rate, foreach=True)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
@@ -64,3 +66,12 @@ def _head(model: nn.Module, head_rate: float) -> set[nn.Parameter]:
     if not head:
         raise checks.no_head(head_rate, type(model).__name__)
     return head
+
+
+class _ForeachAdamW(torch.optim.AdamW):
+    """Which refuses to have a ``found_inf``, at which the fused one looks by itself."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # of no closure
+        found_inf: Tensor | None = vars(self).pop("found_inf", None)
+        if found_inf is None or not found_inf.item():
+            super().step()

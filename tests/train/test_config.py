@@ -59,6 +59,8 @@ EVERY_KEY = {
         "max_grad_norm": 2.0,
         "precision": "bfloat16",
         "packing": 64,
+        "compile": "layers",
+        "checkpointing": True,
         "attention": "eager",
         "parallel": "fsdp",
         "freeze": ["embeddings"],
@@ -390,6 +392,16 @@ def test_whatever_stands_in_a_recipe_is_taken_or_refused_in_our_words(section, k
             {"train": {"accumulate": 2}, "loss": {"reduction": "sum"}},
             'reduction must be "mean" where several processes train, or [train] accumulate is',
             id="parts of what is no mean",
+        ),
+        pytest.param(
+            {"train": {"compile": "cuda_graphs", "accumulate": 2}},
+            'a step must be taken whole, its activations kept, where compile = "cuda_graphs"',
+            id="a graph over what it wrote",
+        ),
+        pytest.param(
+            {"train": {"compile": "cuda_graphs", "checkpointing": True}},
+            'got accumulate above 1, or checkpointing. Set compile = "layers".',
+            id="a graph within its own backward pass",
         ),
         pytest.param(
             {"data": {"language_temperature": 0.5}},

@@ -67,15 +67,19 @@ def test_a_model_without_a_head_cannot_have_one_learn_faster():
         make_optimizer(nn.Linear(2, 2), replace(CONFIG, head_rate=10.0))
 
 
-def test_moves_nothing_where_something_was_not_finite():
+KINDS = ["adamw", "adamw_foreach"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moves_nothing_where_something_was_not_finite(kind):
     model, still = Model(), Model()
-    optimizer = make_optimizer(model, CONFIG)
+    optimizer = make_optimizer(model, replace(CONFIG, optimizer=kind))
     for found_inf in (0.0, 1.0, 1.0):
         optimizer.found_inf = torch.tensor(found_inf)
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 1.0 if found_inf == 0.0 else torch.nan)
         optimizer.step()
-    other = make_optimizer(still, CONFIG)
+    other = make_optimizer(still, replace(CONFIG, optimizer=kind))
     for parameter in still.parameters():
         parameter.grad = torch.ones_like(parameter)
     other.step()
@@ -85,3 +89,17 @@ def test_moves_nothing_where_something_was_not_finite():
         assert torch.equal(moved, once), name
     states = optimizer.state_dict()["state"], other.state_dict()["state"]
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_both_move_alike():
+    moved = []
+    for kind in KINDS:
+        model = Model()
+        optimizer = make_optimizer(model, replace(CONFIG, optimizer=kind))
+        for step in range(1, 4):
+            for parameter in model.parameters():
+                parameter.grad = parameter.detach() * step
+            optimizer.step()
+        moved.append(model.weights())
+    torch.testing.assert_close(*moved)
+    assert not torch.equal(moved[0]["head.weight"], Model().head.weight)
