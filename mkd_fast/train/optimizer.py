@@ -37,10 +37,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         RuntimeError: torchao, which keeps moments in 8 bits, is not installed.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = _groups(trained, config.weight_decay)
-    if config.head_rate != 1.0:
-        head = _head(model, config.head_rate)
-        groups = _groups([p for p in trained if p not in head], config.weight_decay)
+    head = set() if config.head_rate == 1.0 else _head(model, config.head_rate)
+    groups = _groups([p for p in trained if p not in head], config.weight_decay)
+    if head:
         of_head = _groups([p for p in trained if p in head], config.weight_decay)
         groups += [group | {"times": config.head_rate} for group in of_head]
     if config.optimizer == "adamw8bit":
