@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mkd_fast.checks import files as checks
 
@@ -26,25 +26,39 @@ def write_atomically(path: Path, parts: Sequence[Any]) -> str:
         OSError: of the class of the cause, saying how many bytes were needed and are free. No
             partial file is left.
     """
-    temporary = path.with_name(path.name + ".tmp")
     digest = hashlib.sha256()
+    with written_whole(path, sum(memoryview(part).nbytes for part in parts)) as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of ``path`` when the block ends without error.
+
+    Args:
+        path: as of ``write_atomically``.
+        num_bytes: that are needed, for the error.
+
+    Raises:
+        OSError: as ``write_atomically``.
+    """
+    temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-                digest.update(part)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        needed = sum(memoryview(part).nbytes for part in parts)
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-        raise checks.not_written(path, needed, free, error) from error
+        raise checks.not_written(path, num_bytes, free, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return digest.hexdigest()
 
 
 def sha256_of(parts: Iterable[Any]) -> str:

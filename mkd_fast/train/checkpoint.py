@@ -9,7 +9,6 @@ number of processes, however these divide the model.
 The folder's ``.metadata`` is a pickle, of torch's making: open only checkpoints of your own.
 """
 
-import io
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -27,9 +26,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load as load_divided
 from torch.distributed.checkpoint.state_dict_saver import save as save_divided
+from torch.utils._pytree import tree_leaves
 
 from mkd_fast.checks import train as checks
-from mkd_fast.files import make_folder, move_folder, write_atomically
+from mkd_fast.files import make_folder, move_folder, written_whole
 from mkd_fast.train.parallel import dealt_as
 from mkd_fast.train.processes import ALONE, Processes
 
@@ -103,7 +103,6 @@ def restore(
 def _save_file(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
 ) -> None:
-    buffer = io.BytesIO()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     content = {
         "model": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad},
@@ -111,8 +110,18 @@ def _save_file(
         "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
         "progress": dict(progress),
     }
-    torch.save(content, buffer)
-    write_atomically(path, [buffer.getbuffer()])
+    with written_whole(path, _num_bytes(content)) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch says something else
+                raise error.__context__ from None
+            raise
+
+
+def _num_bytes(content: Any) -> int:
+    """Of the tensors in it."""
+    return sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
 
 
 def _restore_file(

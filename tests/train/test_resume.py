@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from file_limit import file_size_limit
 from tiny_problem import (
     NUM_ROWS,
     NUM_STEPS,
@@ -175,6 +176,18 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, undisturbed, monkeypa
         "metrics.jsonl",
     ]
     assert_same(tmp_path, train(tmp_path)[0], undisturbed)
+
+
+def test_a_disk_that_fills_up_within_a_checkpoint_keeps_the_one_before(tmp_path):
+    path, model = tmp_path / "checkpoint.pt", torch.nn.Linear(512, 512)
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint.save(path, model, optimizer, {"steps": 1})
+    before = path.read_bytes()
+    with file_size_limit(1 << 19), pytest.raises(OSError, match="File too large") as caught:
+        checkpoint.save(path, model, optimizer, {"steps": 2})
+    assert caught.value.errno == errno.EFBIG
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_no_checkpoint_restores_nothing(tmp_path):
