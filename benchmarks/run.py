@@ -52,7 +52,13 @@ def _switches(device: torch.device, *, is_tiny: bool) -> Iterator[Finding]:
     return switches.measure(device, is_tiny=is_tiny)
 
 
-PARTS = {"cache": _cache, "train": _train, "switches": _switches}
+def _plan(device: torch.device, *, is_tiny: bool) -> Iterator[Finding]:
+    from mkd_fast.benchmarks import plan
+
+    return plan.measure(device, is_tiny=is_tiny)
+
+
+PARTS = {"cache": _cache, "train": _train, "switches": _switches, "plan": _plan}
 
 
 def bench(

@@ -44,7 +44,11 @@ class Change:
 
 
 def _pasted(value: Any) -> str:
-    return "'[" + ", ".join(f'"{item}"' for item in value) + "]'" if type(value) is tuple else value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "'[" + ", ".join(f'"{item}"' for item in value) + "]'"
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,12 @@ def changes(config: Config, work: Workload, stage: str, memory_bytes: int) -> It
 def _of_training(config: Config, work: Workload, section: str) -> Iterator[Change]:
     settings = getattr(config, section)
     num_parts = settings.accumulate
-    while num_parts < settings.batch_size:
+    while num_parts < settings.batch_size and settings.compile != "cuda_graphs":
         num_parts *= 2
         yield Change({(section, "accumulate"): num_parts}, "steps in parts: same result, slower")
+    if not settings.checkpointing and settings.compile != "cuda_graphs":
+        cost = "layers are computed twice: same result, a third more time"
+        yield Change({(section, "checkpointing"): True}, cost)
     if settings.optimizer == "adamw" and find_spec("torchao") is not None:
         yield Change({(section, "optimizer"): "adamw8bit"}, "moments of 8 bits; needs torchao")
     if section == "train" and config.student.vocabulary == "all":

@@ -6,7 +6,7 @@ changes the plan. Autocast is that of the device the recipe names; the tensors a
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from mkd_fast.teacher.runners import ResidentTeacher, outputs_of, token_batch
 from mkd_fast.train.attention import attention
 from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast, is_bfloat16
+from mkd_fast.train.layer_calls import layer_calls
 from mkd_fast.train.loop import Step, Task
 from mkd_fast.train.optimizer import freeze, make_optimizer
 from mkd_fast.train.planning.ledger import Ledger, Peak
@@ -36,27 +37,13 @@ ACTIVATIONS, LOSS, BACKWARD, STEP = "activations", "head and loss", "backward pa
 KEPT = "what is kept"
 
 
-@dataclass(frozen=True)
-class Rehearsed:
-    """What a computation holds.
-
-    Attributes:
-        peak: the most of tensors at once.
-        trained_bytes, moments_bytes: of trained parameters and of the optimizer's state.
-    """
-
-    peak: Peak
-    trained_bytes: int = 0
-    moments_bytes: int = 0
-
-
 def rehearse_step(
     make_model: Callable[[], "PreTrainedModel"],
     task: Task,
     step: Step,
     config: OptimConfig,
     device: torch.device,
-) -> Rehearsed:
+) -> Peak:
     """What a training step holds, once the optimizer has a state.
 
     Args:
@@ -66,6 +53,7 @@ def rehearse_step(
         config: ``[finetune]`` or ``[train]``.
         device: where it will be computed.
     """
+    _make_tables(config)
     with _rehearsing() as ledger:
         ledger.moment = WEIGHTS
         model = make_model().train()
@@ -73,8 +61,7 @@ def rehearse_step(
         freeze(model, config.freeze)
         optimizer = make_optimizer(model, config)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        moments = _moments(optimizer, trained)
-        ledger.label(moments, MOMENTS)
+        ledger.label(_moments(optimizer, trained), MOMENTS)
         ledger.moment = BATCH
         step, head = _faked(step)
         ledger.label(head, TEACHER_HEAD)
@@ -88,6 +75,7 @@ def rehearse_step(
             with (
                 _noting_head(model, ledger),
                 attention(model, config.attention),
+                layer_calls(model, compile="no", checkpointing=config.checkpointing),
                 _cast(device, config),
             ):
                 out = task.loss(model, step)
@@ -97,8 +85,7 @@ def rehearse_step(
         ledger.moment = STEP
         nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()
-        sizes = sum(p.nbytes for p in trained), sum(t.nbytes for t in moments)
-        return Rehearsed(ledger.peak, *sizes)
+        return ledger.peak
 
 
 @contextmanager
@@ -114,6 +101,13 @@ def _cast(device: torch.device, config: OptimConfig) -> AbstractContextManager[A
     """Autocast as that device would have it, for tensors of the CPU."""
     is_cast = is_bfloat16(device, config.precision)
     return autocast(torch.device("cpu"), "bfloat16" if is_cast else "float32")
+
+
+def _make_tables(config: OptimConfig) -> None:
+    """Let an optimizer make what it makes once in a process, of which the values are needed."""
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.Linear(64, 64)
+    _moments(make_optimizer(layer, replace(config, head_rate=1.0)), [*layer.parameters()])
 
 
 def _moments(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> list[Tensor]:
@@ -174,7 +168,7 @@ def _noting_head(model: "PreTrainedModel", ledger: Ledger) -> Iterator[None]:
 
 def rehearse_capture(
     make_model: Callable[[], "PreTrainedModel"], batch: "Batch", plan: Plan
-) -> Rehearsed:
+) -> Peak:
     """What a capture holds while its teacher reads the largest batch, and that size once more.
 
     Args:
@@ -202,4 +196,4 @@ def rehearse_capture(
                 launched.append(keeper.launch(tokens, outputs))
                 del outputs, logits
                 ledger.moment = ACTIVATIONS
-        return Rehearsed(ledger.peak)
+        return ledger.peak

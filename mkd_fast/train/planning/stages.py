@@ -3,8 +3,6 @@
     fine-tune, train   rehearsed   weights, gradients, moments, activations, head and loss
                        batches     4 steps: the one at work, two made ahead, one in the making
                        heap        what the C library keeps beside them
-      at a checkpoint  checkpoint  trained weights and moments once more, serialised; activations
-                                   and gradients are gone, what the heap kept of them is not
     capture            rehearsed   weights, activations, what is kept of two batches
                        shards      two: one is filled while one is written
                        heap        as above
@@ -94,32 +92,57 @@ def predict(config: Config, work: Workload, stage: str, process_bytes: int) -> S
         process_bytes: what a process takes that has read the text and computed nothing.
     """
     device = choose_device(config.run.device)
-    peaks = {
-        FINETUNE: _finetuned,
-        CAPTURE: _captured,
-        COPY: _copied,
-        TRAIN: _trained,
-    }[stage](config, work, device)
+    find = {FINETUNE: _finetuned, CAPTURE: _captured, COPY: _copied, TRAIN: _trained}[stage]
+    return _of_process(stage, find(config, work, device), device, process_bytes)
+
+
+def peak_of_step(
+    config: Config,
+    stage: str,
+    model: "PretrainedConfig",
+    task: Task,
+    step: Step,
+    process_bytes: int,
+) -> StagePeak:
+    """The peak of a training whose loss is any task's; arguments as ``predict``.
+
+    Args:
+        config: the recipe.
+        stage: FINETUNE or TRAIN.
+        model: the config of what is trained.
+        task: whose loss is computed.
+        step: of the largest batch.
+        process_bytes: of the process.
+    """
+    device = choose_device(config.run.device)
+    optim = config.finetune if stage == FINETUNE else config.train
+    found = _stepped(config, model, task, step, optim, device)
+    return _of_process(stage, found, device, process_bytes)
+
+
+_AtPeak = tuple[str, Mapping[str, int]]
+
+
+def _of_process(stage: str, found: _AtPeak, device: torch.device, process_bytes: int) -> StagePeak:
+    """A stage's peak, from its moment and parts, with what is around it."""
     around = {"context": _CONTEXT_BYTES}
     if device.type == "cpu":
-        around = {"process": process_bytes + _LIBRARY_BYTES}
-    return max(
-        (StagePeak(stage, moment, {**parts, **around}) for moment, parts in peaks.items()),
-        key=lambda peak: peak.num_bytes,
-    )
+        computes = 0 if stage == COPY else _LIBRARY_BYTES
+        around = {"process": process_bytes + computes}
+    moment, parts = found
+    return StagePeak(stage, moment, {**parts, **around})
 
 
-_ByMoment = Mapping[str, Mapping[str, int]]
 # A task's loss looks at no text; what it would read is made up.
 _NO_TEXT = TokenisedText(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int64), 0)
 
 
-def _finetuned(config: Config, work: Workload, device: torch.device) -> _ByMoment:
+def _finetuned(config: Config, work: Workload, device: torch.device) -> _AtPeak:
     task = kind_of(config).label_task(_NO_TEXT, 1, 0)
     return _stepped(config, work.teacher, task, Step(work.finetuned), config.finetune, device)
 
 
-def _trained(config: Config, work: Workload, device: torch.device) -> _ByMoment:
+def _trained(config: Config, work: Workload, device: torch.device) -> _AtPeak:
     task, step = distilling(config, work)
     return _stepped(config, work.student, task, step, config.train, device)
 
@@ -142,50 +165,41 @@ def _stepped(
     step: Step,
     optim: OptimConfig,
     device: torch.device,
-) -> _ByMoment:
-    rehearsed = rehearse_step(lambda: build(config, model), task, step, optim, device)
-    parts = dict(rehearsed.peak.parts)
+) -> _AtPeak:
+    peak = rehearse_step(lambda: build(config, model), task, step, optim, device)
+    parts = dict(peak.parts)
     if device.type != "cpu":
-        return {rehearsed.peak.moment: parts}
+        return peak.moment, parts
     batches = {"batches": _STEPS_AT_HAND * optim.accumulate * parts.pop(BATCH, 0)}
-    staying = {name: parts[name] for name in (WEIGHTS, MOMENTS, TEACHER_HEAD) if name in parts}
-    serialised = rehearsed.trained_bytes + rehearsed.moments_bytes
-    heap = _heap_bytes(rehearsed.peak)
-    return {
-        rehearsed.peak.moment: {**parts, **batches, "heap": _around(rehearsed.peak)},
-        "checkpoint": {**staying, **batches, "heap": heap, "checkpoint": serialised},
-    }
-
-
-def _heap_bytes(peak: Peak) -> int:
-    """What the heap keeps of blocks that come and go, in use or not."""
-    return int((1 + _HOLES) * peak.in_heap)
+    return peak.moment, {**parts, **batches, "heap": _around(peak)}
 
 
 def _around(peak: Peak) -> int:
     """What is resident beside tensors when most of them are alive.
 
-    Then the heap is as large as it ever was, and what does not lie in it is there at most.
+    The heap is then as large as it ever was, since it gives nothing back, and what does not lie in
+    it is there at most.
     """
     staying = sum(peak.parts.get(part, 0) for part in _STAYING)
-    return max(staying + peak.mapped + _heap_bytes(peak) - peak.num_bytes, 0)
+    heap_bytes = int((1 + _HOLES) * peak.in_heap)
+    return max(staying + peak.mapped + heap_bytes - peak.num_bytes, 0)
 
 
-def _captured(config: Config, work: Workload, device: torch.device) -> _ByMoment:
+def _captured(config: Config, work: Workload, device: torch.device) -> _AtPeak:
     scratch = config.scratch
     matches = config.loss.hidden_weight or (scratch.enabled and scratch.hidden_weight)
     plan = plan_of(config, tuple(layer + 1 for layer in work.layers) if matches else ())
-    rehearsed = rehearse_capture(lambda: build(config, work.teacher), work.captured, plan)
-    parts = dict(rehearsed.peak.parts)
+    peak = rehearse_capture(lambda: build(config, work.teacher), work.captured, plan)
+    parts = dict(peak.parts)
     is_on_cpu = device.type == "cpu"
     if config.capture.max_memory_bytes is not None:
-        parts = {"layer by layer": min(config.capture.max_memory_bytes, rehearsed.peak.num_bytes)}
+        parts = {"layer by layer": min(config.capture.max_memory_bytes, peak.num_bytes)}
     elif is_on_cpu:
-        parts["heap"] = _around(rehearsed.peak)
+        parts["heap"] = _around(peak)
     if is_on_cpu:
         stored = _stored_bytes(config, work, len(plan.hidden_layers))
         parts["shards"] = min(_SHARDS_AT_HAND * plan.shard_bytes, stored)
-    return {rehearsed.peak.moment: parts}
+    return peak.moment, parts
 
 
 def _stored_bytes(config: Config, work: Workload, num_layers: int) -> int:
@@ -206,15 +220,15 @@ def _stored_bytes(config: Config, work: Workload, num_layers: int) -> int:
     return states + work.num_tokens * entry_bytes.get(kind, 3 * int(count or 0))
 
 
-def _copied(config: Config, work: Workload, device: torch.device) -> _ByMoment:
+def _copied(config: Config, work: Workload, device: torch.device) -> _AtPeak:
     """Both models, on the CPU whatever the device is."""
     if device.type != "cpu":
-        return {"student is built": {}}
+        return "student built", {}
     sizes = {
         f"{whose}'s weights": sum(t.nbytes for t in _on_meta(config, model).state_dict().values())
         for whose, model in (("teacher", work.teacher), ("student", work.student))
     }
-    return {"student is built": sizes}
+    return "student built", sizes
 
 
 def build(config: Config, model: "PretrainedConfig") -> "PreTrainedModel":

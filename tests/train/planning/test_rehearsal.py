@@ -7,7 +7,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from mkd_fast.train.config import OptimConfig, load
 from mkd_fast.train.optimizer import make_optimizer
-from mkd_fast.train.planning.rehearsal import GRADIENTS, MOMENTS, WEIGHTS, rehearse_step
+from mkd_fast.train.planning.rehearsal import (
+    BATCH,
+    GRADIENTS,
+    MOMENTS,
+    TEACHER_HEAD,
+    WEIGHTS,
+    rehearse_step,
+)
 from mkd_fast.train.planning.stages import build, distilling
 from mkd_fast.train.planning.workload import FromLength
 
@@ -55,13 +62,12 @@ def test_a_rehearsed_step_holds_what_a_real_one_holds(tmp_path, kind, set_):
 
     act()  # which makes the state
     real = allocated_peak(act)
-    staying = sum(found.peak.parts.get(part, 0) for part in (WEIGHTS, MOMENTS, "batch"))
-    staying += found.peak.parts.get("teacher's head", 0)
+    staying = sum(found.parts.get(part, 0) for part in (WEIGHTS, MOMENTS, BATCH, TEACHER_HEAD))
     # kernels hold a little that no operation returns, and Python names some tensors longer than C++
-    assert abs(found.peak.num_bytes - staying - real) <= 0.03 * real
-    assert found.trained_bytes == sum(p.nbytes for p in model.parameters())
-    assert found.peak.parts[WEIGHTS] >= found.trained_bytes
-    assert found.moments_bytes == 2 * found.trained_bytes + 4 * len(list(model.parameters()))
+    assert abs(found.num_bytes - staying - real) <= 0.03 * real
+    num_bytes = sum(p.nbytes for p in model.parameters())
+    assert found.parts[WEIGHTS] == num_bytes + sum(b.nbytes for b in model.buffers())
+    assert found.parts[MOMENTS] == 2 * num_bytes + 4 * len(list(model.parameters()))
 
 
 def test_parts_of_a_step_keep_the_gradients_of_those_before(tmp_path):
@@ -71,11 +77,24 @@ def test_parts_of_a_step_keep_the_gradients_of_those_before(tmp_path):
     def peak(accumulate):
         task, step = distilling(config, work)
         optim = OptimConfig(batch_size=8, accumulate=accumulate, precision="float32")
-        return rehearse_step(lambda: build(config, work.student), task, step, optim, CPU).peak
+        return rehearse_step(lambda: build(config, work.student), task, step, optim, CPU)
 
     whole, in_parts = peak(1), peak(2)
     assert in_parts.in_heap > whole.in_heap  # of the same batch: its gradients come on top
     assert in_parts.in_heap - whole.in_heap <= in_parts.parts[GRADIENTS]
+
+
+def test_layers_that_are_computed_twice_keep_less(tmp_path):
+    config = load(write_job(tmp_path))
+    work = FromLength(12).workload(config)
+    task, step = distilling(config, work)
+
+    def held(checkpointing):
+        optim = OptimConfig(batch_size=8, checkpointing=checkpointing, precision="float32")
+        found = rehearse_step(lambda: build(config, work.student), task, step, optim, CPU)
+        return found.in_heap
+
+    assert held(checkpointing=True) < held(checkpointing=False)
 
 
 def test_moments_of_8_bits_take_a_quarter(tmp_path):
@@ -89,7 +108,7 @@ def test_moments_of_8_bits_take_a_quarter(tmp_path):
         optim = OptimConfig(batch_size=8, optimizer=name)
         return rehearse_step(lambda: build(config, work.student), task, step, optim, CPU)
 
-    plain, low = found("adamw").moments_bytes, found("adamw8bit").moments_bytes
+    plain, low = found("adamw").parts[MOMENTS], found("adamw8bit").parts[MOMENTS]
     assert plain / 4 < low < plain / 3  # small ones, such as biases, stay as they are
 
 
