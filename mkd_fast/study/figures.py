@@ -12,7 +12,7 @@ import numpy as np
 from mkd_fast.evaluate.drawing import colour, house_style, legend_below, marker, new_figure
 from mkd_fast.study.questions import DEPTH
 from mkd_fast.study.results import SEEN, STARTS, UNSEEN, Arm, StudyResults
-from mkd_fast.study.summaries import NAMES
+from mkd_fast.study.summaries import NAMES, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def heat_map(results: StudyResults, fraction: float) -> Figure:
                 axes.grid(visible=False)
                 _write_values(axes, values, low, high)
         figure.suptitle(
-            f"{NAMES[results.metric].capitalize()}, %, with {fraction:.0%} of the text",
+            f"{title(results.metric)}, %, with {fraction:.0%} of the text",
             x=0.02,
             ha="left",
             weight="bold",

@@ -66,6 +66,12 @@ def report(results: StudyResults) -> Iterator[Block]:
         f"With {fraction:.0%} of the text, where no share of it is named.",
         items=tuple(_verdicts(answers)),
     )
+    if floor := summaries.at_chance(results, fraction):
+        yield Prose(
+            f"At chance, or nearly: {'; '.join(floor)}. In as many steps these learnt next to"
+            " nothing of the seen languages. Differences from them say that they need more, not how"
+            " far they would come."
+        )
     yield Heading("Surprises")
     for what, chosen in (
         ("Sure, and on the other side of what was expected:", "is_surprise"),

@@ -9,6 +9,7 @@ from mkd_fast.study.results import SEEN, UNSEEN, Arm, Cell, StudyResults
 
 NO_VALUE = "—"
 GOOD_SHARE = 0.9  # of the teacher's development score: how fast a student learns
+AT_CHANCE_SHARE = 0.1  # of what the teacher scores above chance: who has less has learnt nothing
 LEARNT_SHARE = 0.5  # of what the teacher scores above chance: who has less has nothing to keep
 NAMES = {
     "scratch": "scratch",
@@ -24,6 +25,22 @@ NAMES = {
     "macro_f1": "macro-F1",
     "span_f1": "span F1",
 }
+
+
+def title(name: str) -> str:
+    """A name as a caption begins with it."""
+    return NAMES[name][0].upper() + NAMES[name][1:]
+
+
+def at_chance(results: StudyResults, fraction: float) -> list[str]:
+    """Which starts and objectives have learnt next to nothing of the seen languages."""
+    least = AT_CHANCE_SHARE * (results.teacher.score(results.seen) - results.chance)
+    return [
+        f"{NAMES[arm.start]}, {NAMES[arm.objective]}, {arm.num_layers} layers"
+        for arm, cells in sorted(results.by_arm.items())
+        if (arm.fraction, arm.depth) == (fraction, DEPTH)
+        and fmean(cell.score(results.seen) for cell in cells.values()) - results.chance < least
+    ]
 
 
 def overview(results: StudyResults, fraction: float) -> Table:
@@ -137,7 +154,7 @@ def by_language(results: StudyResults, objective: str, fraction: float, num_laye
             sections.append((*(row(language, [language]) for language in languages), mean))
     what = f"language ({NAMES[objective]}, {fraction:.0%}, {num_layers} layers)"
     header = (what, "teacher", *(NAMES[start] for start in starts))
-    return Table(f"{NAMES[results.metric].capitalize()}, %", header, tuple(sections))
+    return Table(f"{title(results.metric)}, %", header, tuple(sections))
 
 
 def answers(found: Sequence[Answer]) -> Table:
@@ -207,7 +224,7 @@ def seeds(number: int) -> str:
 def _caption(results: StudyResults) -> str:
     number = len(results.seeds)
     of = seeds(number) if number == 1 else f"mean of {seeds(number)} ± their standard deviation"
-    return f"{NAMES[results.metric].capitalize()} in seen / unseen languages, %: {of}"
+    return f"{title(results.metric)} in seen / unseen languages, %: {of}"
 
 
 def _cells(results: StudyResults, arm: Arm) -> list[Cell]:

@@ -149,6 +149,26 @@ def test_what_is_kept_is_counted_from_chance_and_only_where_something_was_learnt
     }
 
 
+def test_who_has_learnt_next_to_nothing_is_named(tmp_path: Path) -> None:
+    """Chance is 25 % and the teacher at 90 %, so that 31.5 % is a tenth of the way."""
+    scores = {"scratch": 0.26, "pretrained": 0.4, "finetuned": 0.7}
+    arms = [arm(start=start) for start in scores]
+    write_study(tmp_path, arms, lambda fields, _: scores[fields["start"]])
+    assert summaries.at_chance(read_results(tmp_path), 1.0) == ["scratch, KL, 6 layers"]
+    write_report(tmp_path, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "At chance, or nearly: scratch, KL, 6 layers. In as many steps" in text
+    write_study(tmp_path, arms[1:], lambda fields, _: scores[fields["start"]])
+    write_report(tmp_path, tmp_path)
+    assert "At chance" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("span_f1", "shown"), [(True, "Span F1, %"), (False, "Accuracy, %")])
+def test_a_score_has_its_name(tmp_path: Path, span_f1: bool, shown: str) -> None:
+    write_study(tmp_path, [arm()], quality, seeds=(0,), span_f1=span_f1)
+    assert summaries.by_language(read_results(tmp_path), "kl", 1.0, 6).caption == shown
+
+
 def test_rates_at_an_end_of_those_tried_are_marked(tmp_path: Path) -> None:
     rows = write_study(tmp_path, [arm(start=s) for s in ("scratch", "finetuned")], quality)
     rows[3:] = [{**row, "learning_rate": 1e-4} for row in rows[3:]]
