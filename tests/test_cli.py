@@ -279,7 +279,7 @@ def test_a_bug_shows_where_it_is(recipe, monkeypatch):
     def buggy(*_, **__):
         raise ValueError("not worded by us")
 
-    monkeypatch.setattr("mkd_fast.train.run.capture", buggy)
+    monkeypatch.setattr("mkd_fast.train.run_cache.capture", buggy)
     result = call("capture", recipe)
     assert result.exit_code == 1
     assert isinstance(result.exception, ValueError)

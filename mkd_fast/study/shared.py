@@ -25,7 +25,8 @@ from mkd_fast.train import models
 from mkd_fast.train.classification import Classification
 from mkd_fast.train.corpus import Corpus
 from mkd_fast.train.kinds import kind_of
-from mkd_fast.train.run import COPIED, Run
+from mkd_fast.train.run import Run
+from mkd_fast.train.run_names import COPIED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,8 @@ from mkd_fast.files import writing_into
 from mkd_fast.sharing.card import write_card
 from mkd_fast.sharing.record import RunRecord
 from mkd_fast.train.config import load
-from mkd_fast.train.run import COPIED, SCRATCH, STUDENT, TEACHER, Run
+from mkd_fast.train.run import Run
+from mkd_fast.train.run_names import COPIED, SCRATCH, STUDENT, TEACHER
 
 
 @dataclass(frozen=True)

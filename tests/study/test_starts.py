@@ -250,7 +250,7 @@ def test_layers_by_importance_are_ranked_once(shared, monkeypatch):
     assert len(shared.layer_changes) == shared.num_teacher_layers
     best = sorted(range(4), key=lambda layer: -shared.layer_changes[layer])[:2]
     assert found == tuple(sorted(best))
-    monkeypatch.setattr("mkd_fast.train.run.layer_changes", pytest.fail)
+    monkeypatch.setattr("mkd_fast.train.run_teacher.layer_changes", pytest.fail)
     again = Shared(shared.recipe)
     assert again.layer_changes == shared.layer_changes
 

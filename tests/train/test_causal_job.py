@@ -19,7 +19,8 @@ from mkd_fast.files import read_json
 from mkd_fast.train import models
 from mkd_fast.train.config import from_dict, load
 from mkd_fast.train.language_model import TokenDistillTask
-from mkd_fast.train.run import STUDENT, TEACHER, Run
+from mkd_fast.train.run import Run
+from mkd_fast.train.run_names import STUDENT, TEACHER
 
 LONGER = {
     "finetune.epochs": "12",

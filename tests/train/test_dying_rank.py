@@ -9,7 +9,8 @@ import pytest
 from tiny_job import write_job
 
 from mkd_fast.train.config import load
-from mkd_fast.train.run import SHOWN_AS, STUDENT, Run
+from mkd_fast.train.run import Run
+from mkd_fast.train.run_names import SHOWN_AS, STUDENT
 from mkd_fast.train.stages import evaluate
 
 
@@ -54,8 +55,8 @@ def test_each_file_is_whole_and_written_once(died, monkeypatch):
     monkeypatch.setenv("MKD_FAST_HOME", str(recipe.parent / "home"))
     run = Run(load(recipe))
     report = (run.folder / "report.md").read_text()
-    for work in ("corpora.make", "copied_student", "fit"):
-        monkeypatch.setattr(f"mkd_fast.train.run.{work}", pytest.fail)
+    for work in ("corpus.make", "run.copied_student", "run.fit"):
+        monkeypatch.setattr(f"mkd_fast.train.{work}", pytest.fail)
     assert evaluate(run).student == run.folder / STUDENT
     assert (run.folder / "report.md").read_text() == report
     assert not list((run.folder / "checkpoints").iterdir())

@@ -19,7 +19,8 @@ import mkd_fast
 from mkd_fast.checks.wording import is_ours
 from mkd_fast.train import models
 from mkd_fast.train.config import load
-from mkd_fast.train.run import STUDENT, Run
+from mkd_fast.train.run import Run
+from mkd_fast.train.run_names import STUDENT
 
 NO_RIVAL = {"scratch.enabled": "false"}
 LONGER = {

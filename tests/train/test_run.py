@@ -19,7 +19,8 @@ from mkd_fast.student import TokenMap
 from mkd_fast.teacher import TeacherCache
 from mkd_fast.train import models
 from mkd_fast.train.config import load
-from mkd_fast.train.run import STUDENT, Run
+from mkd_fast.train.run import Run
+from mkd_fast.train.run_names import STUDENT
 from mkd_fast.train.stages import train
 
 MODELS = ["teacher", "copied, untrained", "trained student", "from scratch"]

@@ -17,7 +17,8 @@ from tiny_problem import metric_rows
 import mkd_fast
 from mkd_fast.checks.wording import is_ours
 from mkd_fast.train.config import load
-from mkd_fast.train.run import SCRATCH, SHOWN_AS, STUDENT, Run
+from mkd_fast.train.run import Run
+from mkd_fast.train.run_names import SCRATCH, SHOWN_AS, STUDENT
 from mkd_fast.train.stages import train
 
 NO_RIVAL = {"scratch.enabled": "false"}
@@ -33,8 +34,8 @@ class FullDiskError(OSError):
 
 
 def test_called_again_it_redoes_nothing(finished, known_teacher, monkeypatch):
-    for work in ("corpora.make", "copied_student", "capture", "fit"):
-        monkeypatch.setattr(f"mkd_fast.train.run.{work}", pytest.fail)
+    for work in ("corpus.make", "run.copied_student", "run_cache.capture", "run.fit"):
+        monkeypatch.setattr(f"mkd_fast.train.{work}", pytest.fail)
     monkeypatch.setattr("mkd_fast.train.classification.predict", pytest.fail)
     monkeypatch.setattr("mkd_fast.train.finetune.fit", pytest.fail)
     reports = ("report.md", "languages.csv", "summary.csv")
@@ -54,7 +55,7 @@ STAGES = [
     "mkd_fast.train.models.save_folder",  # the teacher's
     "mkd_fast.train.run.copied_student",
     "mkd_fast.train.models.save_folder",  # the copied student's
-    "mkd_fast.train.run.capture",
+    "mkd_fast.train.run_cache.capture",
     "mkd_fast.train.run.fit",
     "mkd_fast.train.run.write_json",
     "mkd_fast.train.models.save_folder",  # the trained student's

@@ -19,7 +19,8 @@ from mkd_fast.data.feeding import Feeding
 from mkd_fast.teacher import TeacherCache
 from mkd_fast.train import models
 from mkd_fast.train.config import load
-from mkd_fast.train.run import STUDENT, Run
+from mkd_fast.train.run import Run
+from mkd_fast.train.run_names import STUDENT
 
 NO_RIVAL = {"scratch.enabled": "false"}
 LONGER = {"finetune.epochs": "8", "train.epochs": "8"}
