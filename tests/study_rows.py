@@ -96,6 +96,7 @@ def write_study(
         "seen": SEEN,
         "unseen": UNSEEN,
         "labels": ["dim", "off", "on", "open"],
+        "sizes": {"num_train": 1200, "num_dev": 100, "num_test": num * len(groups)},
         "config": {"study": GRID},
         "keys": [row["key"] for row in rows],
     }

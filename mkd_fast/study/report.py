@@ -150,12 +150,20 @@ def _what_was_run(results: StudyResults) -> str:
     missing = "; ".join(_missing(results))
     return (
         f"{results.task.replace('_', ' ').capitalize()}, scored by {NAMES[results.metric]}; chance"
-        f" is {100 * results.chance:.1f} %. The fine-tuned teacher has"
+        f" is {100 * results.chance:.1f} %. All of the text are {results.num_train:,} training"
+        f" sentences, and there are {results.num_test:,} to test on. The fine-tuned teacher has"
         f" {teacher.parameters / 1e6:.1f} million parameters and scores {scores}."
-        f" {state}{failed} with {summaries.seeds(len(results.seeds))} are in this report;"
-        f" they trained for {hours:.1f} hours."
+        f" {state}{failed} with {summaries.seeds(len(results.seeds))} are in this report; they"
+        f" trained for {hours:.1f} hours, {', '.join(_steps(results))}."
         + (f" Of the grid there is nothing yet of: {missing}." if missing else "")
     )
+
+
+def _steps(results: StudyResults) -> Iterator[str]:
+    """How many steps students took, for each share of the text."""
+    for fraction in results.present("fraction"):
+        steps = {cell.steps for cell in results.cells if cell.arm.fraction == fraction}
+        yield f"{' or '.join(map(str, sorted(steps)))} steps on {fraction:.0%} of the text"
 
 
 def _missing(results: StudyResults) -> Iterator[str]:

@@ -126,6 +126,8 @@ class StudyResults:
         teacher: the fine-tuned teacher.
         cells: the students.
         chance: what guessing all classes alike scores.
+        num_train: training sentences, all of them.
+        num_test: test sentences.
         planned: the grid's values of each of an arm's fields, and its seeds.
         num_planned: how many cells the grid has.
         num_failed: cells that ended with an error.
@@ -139,6 +141,8 @@ class StudyResults:
     teacher: Model
     cells: tuple[Cell, ...]
     chance: float
+    num_train: int
+    num_test: int
     planned: Mapping[str, tuple[Any, ...]]
     num_planned: int
     num_failed: int
@@ -196,6 +200,8 @@ def read_results(folder: Path) -> StudyResults:
             teacher=Model(**_of_model(teacher, groups)),
             cells=tuple(_cell(row, groups) for row in whole),
             chance=1 / len(info["labels"]) if info["metric"] == "accuracy" else 0.0,
+            num_train=info["sizes"]["num_train"],
+            num_test=info["sizes"]["num_test"],
             planned=_planned(info["config"]["study"]),
             num_planned=len(info["keys"]),
             num_failed=len(current) - len(whole),

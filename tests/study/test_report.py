@@ -94,6 +94,8 @@ def test_one_seed_is_said_to_be_one(tmp_path: Path) -> None:
     assert "2 cells with one seed are in this report" in text
     assert "in seen / unseen languages, %: one seed\n" in text
     assert "in unseen languages (one seed)." in text
+    assert "All of the text are 1,200 training sentences, and there are 1,000 to test on." in text
+    assert "they trained for 0.0 hours, 80 steps on 100% of the text." in text
     missing = "nothing yet of: start embeddings copied; start copied, pretrained model; objective"
     assert missing in text
     assert text.index("; seed 1; seed 2;") > text.index("1% of the text; ")
