@@ -1,9 +1,9 @@
 """How a model's layers are called while it is trained: compiled, or their activations dropped.
 
 Of a layer with activation checkpointing only the input is kept, and backward calls it once more:
-a third more operations, and of a layer's memory a tenth. strd is each layer by itself, all by
-the same code: so a model of any depth compiles once, its head and its loss stay what they are, and
-both go together with DDP and FSDP2, whose hooks are around the layers.
+a third more operations, and of a layer's memory a tenth. What is compiled is each layer by itself,
+all by the same code: so a model of any depth compiles once, its head and its loss stay what they
+are, and both go together with DDP and FSDP2, whose hooks are around the layers.
 """
 
 import os
