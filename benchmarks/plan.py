@@ -1,8 +1,9 @@
 """``mkd-fast bench plan``: what ``mkd-fast plan`` predicts beside what stages of real runs held.
 
 Each case is a recipe of a random teacher, a tokenizer of made-up words and made-up text, whose
-stages run one after the other, each in a fresh process that says what it had in memory at most. The
-prediction is made in a process of its own too, from the recipe. On the CPU, whatever there is.
+stages run one after the other, each in a fresh process that says what it had in memory at most, its
+checkpoint included. Predictions are made in processes of their own, from the recipe. On the CPU,
+whatever there is.
 """
 
 import json
@@ -11,18 +12,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mkd_fast.benchmarks import results
 from mkd_fast.benchmarks.findings import Finding
+from mkd_fast.evaluate.tables import Table, TableRow
 from mkd_fast.files import make_folder
 from mkd_fast.quiet import quiet_transformers
 
-NUM_WORDS, NUM_STEPS = 1000, 4
+NUM_WORDS, NUM_STEPS = 1000, 3
 _ENCODER = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12}
 _DECODER = {
     "hidden_size": 576,
@@ -35,7 +38,7 @@ _DECODER = {
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe.
+    """A recipe, and other settings that its student is trained with.
 
     Attributes:
         name: in the results.
@@ -43,9 +46,10 @@ class Case:
         shape: of the teacher; the student has half of its layers.
         batch_size: samples of a step, all of ``length`` tokens.
         length: tokens of a sample.
-        train: settings of ``[train]``.
         recipe: other settings, by section.
-        is_dense: the loss is ``kd_loss`` of whole logits, which no recipe asks for.
+        trainings: settings of ``[train]``, by name.
+        has_whole_logits: whether the student is trained by ``kd_loss`` of whole logits too, which
+            no recipe asks for.
     """
 
     name: str
@@ -53,15 +57,21 @@ class Case:
     shape: dict[str, Any]
     batch_size: int
     length: int
-    train: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, dict[str, Any]] = field(default_factory=dict)
-    is_dense: bool = False
+    recipe: dict[str, dict[str, Any]]
+    trainings: dict[str, dict[str, Any]]
+    has_whole_logits: bool = False
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Those that are run."""
+        """Those that are run once."""
         is_ready = self.recipe.get("teacher", {}).get("finetuned", False)
-        return (*(() if is_ready else ("fine-tune",)), "capture", "copy", "train")
+        return (*(() if is_ready else ("fine-tune",)), "capture", "copy")
+
+    @property
+    def jobs(self) -> list[tuple[str, dict[str, Any], bool]]:
+        """Of trainings: name, settings, and whether of whole logits."""
+        jobs = [(f"train, {name}", changed, False) for name, changed in self.trainings.items()]
+        return jobs + [("train, whole logits", {}, True)] * self.has_whole_logits
 
     def config(self, folder: Path) -> dict[str, Any]:
         """The recipe as ``from_dict`` takes it."""
@@ -76,7 +86,7 @@ class Case:
             },
             "teacher": {"model": str(folder / "teacher")},
             "finetune": optim,
-            "train": {**optim, **self.train},
+            "train": optim,
             "student": {"num_layers": self.shape["num_hidden_layers"] // 2, "vocabulary": "all"},
             "scratch": {"enabled": False},
         }
@@ -135,64 +145,72 @@ def _tokenizer() -> Any:
     )
 
 
-_READY = {"teacher": {"finetuned": True}}
-_HIDDEN = {"loss": {"hidden_weight": 1.0}}
-_OF_ENCODER = Case("encoder", "sequence_classification", {"vocab_size": 10_000, **_ENCODER}, 32, 40)
-_OF_DECODER = Case(
-    "causal language model, linear loss",
-    "causal_lm",
-    {"vocab_size": 49_152, "intermediate_size": 1536, **_DECODER},
-    8,
-    128,
-    recipe={**_READY, "capture": {"keep": "topk:64", "batch_size": 8}},
-)
 CASES = (
-    replace(_OF_ENCODER, name="encoder, 32 x 40", recipe=_HIDDEN),
-    replace(_OF_ENCODER, name="encoder, 64 x 64", batch_size=64, length=64, recipe=_READY),
-    replace(
-        _OF_ENCODER,
-        name="encoder, 64 x 64, in 4 parts",
+    Case(
+        "encoder, 64 x 64",
+        "sequence_classification",
+        {"vocab_size": 10_000, **_ENCODER},
         batch_size=64,
         length=64,
-        train={"accumulate": 4},
-        recipe=_READY,
+        recipe={"finetune": {"batch_size": 32}, "loss": {"hidden_weight": 1.0}},
+        trainings={
+            "as it is": {},
+            "32 x 64": {"batch_size": 32},
+            "in 4 parts": {"accumulate": 4},
+        },
     ),
-    _OF_DECODER,
-    replace(
-        _OF_DECODER,
-        name="causal language model, layers computed twice",
-        train={"checkpointing": True},
+    Case(
+        "causal language model, 8 x 128",
+        "causal_lm",
+        {"vocab_size": 49_152, "intermediate_size": 1536, **_DECODER},
+        batch_size=8,
+        length=128,
+        recipe={"teacher": {"finetuned": True}, "capture": {"keep": "topk:64", "batch_size": 8}},
+        trainings={
+            "linear loss": {},
+            "layers computed twice": {"checkpointing": True},
+            "moments of 8 bits": {"optimizer": "adamw8bit"},
+        },
+        has_whole_logits=True,
     ),
-    replace(
-        _OF_DECODER,
-        name="causal language model, moments of 8 bits",
-        train={"optimizer": "adamw8bit"},
-    ),
-    replace(_OF_DECODER, name="causal language model, whole logits", is_dense=True),
 )
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 1100}
+_TINY_SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 1100,
+}
+TINY = replace(CASES[0], shape=_TINY_SHAPE, batch_size=4, length=8, trainings={"as it is": {}})
 
 
 def measure(device: torch.device, *, is_tiny: bool) -> Iterator[Finding]:
-    """Every stage of every case; where the system does not tell a process's peak, nothing."""
-    cases = [replace(CASES[0], shape=TINY, batch_size=4, length=8)] if is_tiny else CASES
-    for case in cases:
+    """Every stage of every case, once; Linux tells a process's peak."""
+    for case in [TINY] if is_tiny else CASES:
         with tempfile.TemporaryDirectory(prefix="mkd_fast_bench_") as made:
             folder = Path(made)
             case.prepare(folder)
-            predicted = _run(case, folder, "plan")
+            predicted = _run(case, folder, "plan", {}, is_whole=False)
             for stage in case.stages:
-                held = _run(case, folder, stage)
-                what = f"{case.name}: {stage}"
-                yield Finding.of(what, "MiB held at most", [held / 2**20])
-                yield Finding.of(what, "MiB predicted", [predicted[stage] / 2**20])
-                off = abs(predicted[stage] / held - 1)
-                yield Finding.of(what, "of it the prediction is off", [off], at_most=0.1)
+                held = _run(case, folder, stage, {}, is_whole=False)
+                yield from _compared(f"{case.name}: {stage}", predicted[stage], held)
+            for name, settings, is_whole in case.jobs:
+                told = predicted["train"]
+                if settings or is_whole:
+                    told = _run(case, folder, "plan", settings, is_whole=is_whole)["train"]
+                held = _run(case, folder, "train", settings, is_whole=is_whole)
+                yield from _compared(f"{case.name}: {name}", told, held)
 
 
-def _run(case: Case, folder: Path, what: str) -> Any:
+def _compared(what: str, predicted: float, held: float) -> Iterator[Finding]:
+    yield Finding.of(what, "MiB held at most", [held / 2**20])
+    yield Finding.of(what, "MiB predicted", [predicted / 2**20])
+    off = abs(predicted / held - 1)
+    yield Finding.of(what, "of it the prediction is off", [off], at_most=0.1)
+
+
+def _run(case: Case, folder: Path, what: str, train: dict[str, Any], *, is_whole: bool) -> Any:
     """What a fresh process finds: a stage's bytes, or the plan's for each stage."""
-    asked = json.dumps([case.config(folder), what, case.is_dense])
+    asked = json.dumps([case.config(folder), what, train, is_whole])
     done = subprocess.run(
         [sys.executable, "-m", "mkd_fast.benchmarks.plan_run", asked],
         check=True,
@@ -201,3 +219,20 @@ def _run(case: Case, folder: Path, what: str) -> Any:
         env={**os.environ, "MKD_FAST_HOME": str(folder / "home")},
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(rows: list[results.Row]) -> str:
+    """Markdown: a row for each stage that was measured."""
+    by_case: dict[str, list[str]] = {}
+    for row in rows:
+        by_case.setdefault(row["case"], []).append(row["p50"])
+    lines = tuple(
+        TableRow((case, f"{float(held):,.0f}", f"{float(told):,.0f}", _signed(held, told)))
+        for case, (held, told, _) in by_case.items()
+    )
+    heads = ("", "MiB held", "MiB predicted", "off")
+    return Table("", heads, (lines,)).to_markdown().lstrip()
+
+
+def _signed(held: str, told: str) -> str:
+    return f"{float(told) / float(held) - 1:+.1%}"

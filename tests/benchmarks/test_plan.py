@@ -1,0 +1,47 @@
+import torch
+
+from mkd_fast.benchmarks import fits, plan
+
+
+def test_a_tiny_recipe_is_planned_and_run():
+    found = list(plan.measure(torch.device("cpu"), is_tiny=True))
+    cases = [f"{plan.TINY.name}: {stage}" for stage in ("fine-tune", "capture", "copy")]
+    assert [each.case for each in found[::3]] == [*cases, f"{plan.TINY.name}: train, as it is"]
+    assert all(each.holds for each in found[2::3])
+
+
+def test_the_settings_that_fit_come_in_their_order():
+    found = [
+        {"predicted_gib": gib, "settings": name}
+        for gib, name in (("9", "as it is"), ("7", "parts"), ("3", "twice"))
+    ]
+    assert fits.cell(found, 9) == "as it is"
+    assert fits.cell(found, 8) == "parts"
+    assert fits.cell(found, 4) == "parts + twice"
+    assert fits.cell(found, 2) == "no"
+
+
+def test_every_setting_takes_less_than_the_one_before(tmp_path):
+    model = fits.Model(
+        "tiny",
+        "Llama",
+        {
+            "vocab_size": 512,
+            "hidden_size": 64,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+        },
+    )
+    *trained, captured = fits.rows_of(model, tmp_path, 64)
+    sizes = [row["predicted_gib"] for row in trained]
+    assert [row["settings"] for row in trained] == [
+        "as it is",
+        "parts",
+        "twice",
+        "8 bits",
+        "sampled",
+    ]
+    assert captured["stage"] == "capture"
+    assert sizes[1] < sizes[0]
+    assert sizes[3] < sizes[2]
