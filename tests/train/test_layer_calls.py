@@ -84,14 +84,13 @@ def graphs(monkeypatch):
         made.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.compiler.reset()
     yield made
     torch.compiler.reset()
 
 
 def test_all_layers_and_lengths_are_one_graph(graphs):
-    """With hidden states, which transformers collects by hooks, they are several."""
     plain = trained(bert(), states=False, compile="no", checkpointing=False)
     compiled, twice = (
         trained(bert(), states=False, compile="layers", checkpointing=checkpointing)
@@ -100,6 +99,15 @@ def test_all_layers_and_lengths_are_one_graph(graphs):
     assert len(graphs) == 1
     assert torch.equal(compiled, plain)
     assert torch.equal(twice, plain)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_hidden_states_are_those_of_compiled_layers(graphs, checkpointing):
+    """Which transformers collects by hooks, at which graphs end: they are some more."""
+    plain = trained(bert(), compile="no", checkpointing=False)
+    compiled = trained(bert(), compile="layers", checkpointing=checkpointing)
+    assert torch.equal(compiled, plain)
+    assert 1 < len(graphs) <= 4
 
 
 def test_what_is_evaluated_meanwhile_is_not_compiled(graphs):
