@@ -418,3 +418,13 @@ def no_compiler(compiler: str) -> RuntimeError:
         f"no {compiler}",
         'Install one, name yours in the environment variable CXX, or set compile = "no".',
     )
+
+
+def longer_than_positions(length: int, positions: int, model: str) -> ValueError:
+    """A model reads no sample of that length."""
+    return value_error(
+        "plan",
+        f"--length must be at most the positions of {model}, {positions:,}",
+        f"{length:,}",
+        "Give the tokens of the longest sample.",
+    )

@@ -14,7 +14,9 @@ Settings = Mapping[tuple[str, str], Any]
 Predict = Callable[[Config], StagePeak]
 # A change that saves less than this share of a stage is not worth its cost.
 _LEAST_SHARE = 0.02
+# What some families call their token embeddings, and which.
 _WORD_EMBEDDINGS = "embeddings.word_embeddings"
+_WITH_WORD_EMBEDDINGS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 
 
 @dataclass(frozen=True)
@@ -139,16 +141,15 @@ def _of_training(config: Config, work: Workload, section: str) -> Iterator[Chang
     if not settings.checkpointing and settings.compile != "cuda_graphs":
         cost = "layers are computed twice: same result, a third more time"
         yield Change({(section, "checkpointing"): True}, cost)
-    if settings.optimizer == "adamw" and find_spec("torchao") is not None:
-        yield Change({(section, "optimizer"): "adamw8bit"}, "moments of 8 bits; needs torchao")
     if section == "train" and config.student.vocabulary == "all":
         yield Change({("student", "vocabulary"): "used"}, "tokens that no text uses are unknown")
     if not is_bfloat16(choose_device(config.run.device), settings.precision):
         yield Change({(section, "precision"): "bfloat16"}, "matrix products in bfloat16")
     if section == "train" and config.capture.keep == "hidden":
         yield Change({("capture", "keep"): "sampled:50"}, "a sampled loss instead of the exact one")
-    names = work.teacher.model_type
-    if not settings.freeze and names in ("bert", "roberta", "xlm-roberta", "distilbert"):
+    if settings.optimizer == "adamw" and find_spec("torchao") is not None:
+        yield Change({(section, "optimizer"): "adamw8bit"}, "moments of 8 bits; slow on a CPU")
+    if not settings.freeze and work.teacher.model_type in _WITH_WORD_EMBEDDINGS:
         yield Change({(section, "freeze"): (_WORD_EMBEDDINGS,)}, "word embeddings stay as they are")
     if config.data.max_length > 64:
         yield Change({("data", "max_length"): config.data.max_length // 2}, "longer texts are cut")

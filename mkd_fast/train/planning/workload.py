@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from mkd_fast.checks import train as checks
 from mkd_fast.data.batches import Batch, EvaluationBatches, collate, labelled_only
 from mkd_fast.data.feeding import feeding
 from mkd_fast.data.tokens import NO_LABEL, TokenisedText
@@ -165,8 +166,16 @@ class FromLength:
     length: int
 
     def workload(self, config: Config) -> Workload:
-        """Of the config alone."""
+        """Of the config alone.
+
+        Raises:
+            ValueError: the teacher has no positions for such samples.
+        """
         shapes = _Shapes.of(config, 0, None)
+        about: Any = shapes.teacher.get_text_config()
+        positions = getattr(about, "max_position_embeddings", None) or self.length
+        if self.length > positions:
+            raise checks.longer_than_positions(self.length, positions, config.teacher.model)
         return Workload(
             shapes.teacher,
             shapes.student,

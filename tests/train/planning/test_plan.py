@@ -65,6 +65,7 @@ def test_what_does_not_fit_is_told_with_settings_to_paste(tmp_path):
     assert call("plan", recipe, "--length", 12).exit_code == 0
     assert_told(call("plan", recipe, "--memory", "8 gigs"), "--memory must be a number of bytes")
     assert_told(call("plan", recipe, "--length", 0), "--length must be")
+    assert_told(call("plan", recipe, "--length", 99), "positions of", "16, got 99")
 
 
 def test_advice_makes_it_fit_and_asks_for_nothing_needless(tmp_path):
