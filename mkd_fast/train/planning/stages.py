@@ -93,7 +93,7 @@ def predict(config: Config, work: Workload, stage: str, process_bytes: int) -> S
     """
     device = choose_device(config.run.device)
     find = {FINETUNE: _finetuned, CAPTURE: _captured, COPY: _copied, TRAIN: _trained}[stage]
-    return _of_process(stage, find(config, work, device), device, process_bytes)
+    return _of_process(config, stage, find(config, work, device), process_bytes)
 
 
 def peak_of_step(
@@ -117,18 +117,19 @@ def peak_of_step(
     device = choose_device(config.run.device)
     optim = config.finetune if stage == FINETUNE else config.train
     found = _stepped(config, model, task, step, optim, device)
-    return _of_process(stage, found, device, process_bytes)
+    return _of_process(config, stage, found, process_bytes)
 
 
 _AtPeak = tuple[str, Mapping[str, int]]
 
 
-def _of_process(stage: str, found: _AtPeak, device: torch.device, process_bytes: int) -> StagePeak:
+def _of_process(config: Config, stage: str, found: _AtPeak, process_bytes: int) -> StagePeak:
     """A stage's peak, from its moment and parts, with what is around it."""
-    around = {"context": _CONTEXT_BYTES}
+    around, device = {"context": _CONTEXT_BYTES}, choose_device(config.run.device)
     if device.type == "cpu":
-        computes = 0 if stage == COPY else _LIBRARY_BYTES
-        around = {"process": process_bytes + computes}
+        is_causal = "CausalLM" in kind_of(config).auto_class  # which is tried when it is loaded
+        computes = is_causal or stage != COPY
+        around = {"process": process_bytes + _LIBRARY_BYTES * computes}
     moment, parts = found
     return StagePeak(stage, moment, {**parts, **around})
 
@@ -225,7 +226,7 @@ def _copied(config: Config, work: Workload, device: torch.device) -> _AtPeak:
     if device.type != "cpu":
         return "student built", {}
     sizes = {
-        f"{whose}'s weights": sum(t.nbytes for t in _on_meta(config, model).state_dict().values())
+        f"{whose}'s weights": sum(p.nbytes for p in _on_meta(config, model).parameters())
         for whose, model in (("teacher", work.teacher), ("student", work.student))
     }
     return "student built", sizes
