@@ -1,6 +1,11 @@
+from pathlib import Path
+
 import torch
 
 from mkd_fast.benchmarks import fits, plan
+from mkd_fast.benchmarks.results import read_rows
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_tiny_recipe_is_planned_and_run():
@@ -45,3 +50,13 @@ def test_every_setting_takes_less_than_the_one_before(tmp_path):
     assert captured["stage"] == "capture"
     assert sizes[1] < sizes[0]
     assert sizes[3] < sizes[2]
+
+
+def test_the_page_has_the_committed_tables():
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    folder = ROOT / "benchmarks" / "results"
+    for line in (folder / "predicted" / "fits.md").read_text(encoding="utf-8").splitlines():
+        assert line in page
+    (path,) = folder.glob("*/plan.csv")
+    for line in plan.table(read_rows(path)).strip().splitlines():
+        assert line in page
