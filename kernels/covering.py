@@ -22,7 +22,8 @@ def covering_rows(options: Mapping[str, Sequence[Any]]) -> Iterator[Row]:
     }
     while missing:
         chosen = dict(next(iter(missing)))
-        for name in sorted(options.keys() - chosen.keys(), key=lambda name: -len(options[name])):
+        others = [name for name in options if name not in chosen]  # in an order of their own
+        for name in sorted(others, key=lambda name: -len(options[name])):
 
             def num_new(choice: _Choice, chosen: dict[str, int] = chosen) -> int:
                 return sum(pair in missing for pair in _pairs_with(choice, chosen, options))
