@@ -13,7 +13,8 @@ from mkd_fast.benchmarks.memory import status_bytes
 from mkd_fast.quiet import quiet_torchao
 
 if TYPE_CHECKING:
-    from mkd_fast.train.config import Config, OptimConfig
+    from mkd_fast.train.config import Config
+    from mkd_fast.train.optim_config import OptimConfig
     from mkd_fast.train.run import Run
     from mkd_fast.train.tasks import DistillTask
 

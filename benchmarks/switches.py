@@ -23,8 +23,8 @@ from mkd_fast.benchmarks.memory import peak_extra_bytes
 from mkd_fast.benchmarks.rivals.job import WARM_UP_STEPS, Job
 from mkd_fast.benchmarks.train import TINY
 from mkd_fast.teacher import TeacherCache
-from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.loop import FitResult, fit
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.tasks import DistillTask
 
 CPU = torch.device("cpu")

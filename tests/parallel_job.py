@@ -24,8 +24,8 @@ from mkd_fast.data.batches import Batch
 from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.losses import LossOutput
 from mkd_fast.stopping import Terminated
-from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.loop import Step, fit
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.parallel import over, sum_gradients, whole, whole_state
 from mkd_fast.train.processes import ALONE, Processes, join
 

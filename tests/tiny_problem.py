@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from mkd_fast.data.batches import Batch
 from mkd_fast.losses import LossOutput
-from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.loop import FitResult, Step, fit
+from mkd_fast.train.optim_config import OptimConfig
 
 NUM_ROWS, ROWS_A_STEP, TOKENS_A_ROW = 24, 4, 3
 STEPS_AN_EPOCH = NUM_ROWS // ROWS_A_STEP

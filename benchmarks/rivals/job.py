@@ -21,8 +21,8 @@ from mkd_fast.data.tokens import TokenisedText
 from mkd_fast.losses import LossSpec
 from mkd_fast.quiet import quiet_transformers
 from mkd_fast.teacher import Fingerprints, capture
-from mkd_fast.train.config import OptimConfig, Precision
 from mkd_fast.train.device import autocast, computes_faster_in_bfloat16
+from mkd_fast.train.optim_config import OptimConfig, Precision
 
 PAD_ID = 0
 NUM_LABELS = 29

@@ -20,13 +20,13 @@ from mkd_fast.train.config import (
     Config,
     DataConfig,
     EvaluateConfig,
-    OptimConfig,
     RunConfig,
     ScratchConfig,
     StudentConfig,
     TaskConfig,
     TeacherConfig,
 )
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.recipe import load_as
 
 STARTS = ("scratch", "embeddings", "pretrained", "finetuned")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mkd_fast.checks import train as checks
-from mkd_fast.train.config import Precision
+from mkd_fast.train.optim_config import Precision
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mkd_fast.train.config import Precision
 from mkd_fast.train.device import is_bfloat16
 from mkd_fast.train.flops import Flops, peak_flops
+from mkd_fast.train.optim_config import Precision
 from mkd_fast.train.shares import Share
 
 if TYPE_CHECKING:

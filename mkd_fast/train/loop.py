@@ -23,10 +23,10 @@ from mkd_fast.stopping import Terminated, sigterm_noted
 from mkd_fast.teacher.cache import CachedBatch
 from mkd_fast.train import checkpoint, parallel
 from mkd_fast.train.attention import attention
-from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast
 from mkd_fast.train.gauge import Gauge
 from mkd_fast.train.layer_calls import layer_calls
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.optimizer import freeze, make_optimizer
 from mkd_fast.train.prefetch import prefetch
 from mkd_fast.train.processes import ALONE, Processes

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mkd_fast.checks import train as checks
-from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.low_bit import adamw8bit
+from mkd_fast.train.optim_config import OptimConfig
 
 
 def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:

@@ -27,10 +27,10 @@ from mkd_fast.losses import LossSpec
 from mkd_fast.student import TokenMap, scratch_like
 from mkd_fast.student.report import summary_of
 from mkd_fast.train import checkpoint, models
-from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.copying import copied_student, trimmed_tokenizer
 from mkd_fast.train.forward import prove_packing
 from mkd_fast.train.loop import FitResult, Task, fit
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.parallel import whole_state
 from mkd_fast.train.run_cache import CacheStages
 from mkd_fast.train.run_names import COPIED, SCRATCH, SHOWN_AS, TEACHER

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mkd_fast.benchmarks import switches
-from mkd_fast.train.config import OptimConfig
+from mkd_fast.train.optim_config import OptimConfig
 
 
 def test_a_few_steps_of_each():

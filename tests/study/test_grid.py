@@ -19,7 +19,8 @@ from mkd_fast.study.grid import (
     probes,
 )
 from mkd_fast.study.pace import OutOfTimeError, Pace, parse_duration, shown_duration
-from mkd_fast.train.config import DataConfig, OptimConfig
+from mkd_fast.train.config import DataConfig
+from mkd_fast.train.optim_config import OptimConfig
 
 SIZES = Sizes(num_train=2900, num_dev=600, num_test=3000)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mkd_fast.train import checkpoint, low_bit
-from mkd_fast.train.config import OptimConfig
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.optimizer import make_optimizer
 
 pytest.importorskip("torchao", reason="moments of 8 bits are torchao's")

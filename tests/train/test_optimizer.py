@@ -6,7 +6,7 @@ import torch
 from tiny_problem import Model
 from torch import nn
 
-from mkd_fast.train.config import OptimConfig
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.optimizer import freeze, make_optimizer
 
 CONFIG = OptimConfig(learning_rate=0.5, weight_decay=0.25)

@@ -18,10 +18,10 @@ from mkd_fast.teacher.cache.manifest import Plan
 from mkd_fast.teacher.kept import Keeper
 from mkd_fast.teacher.runners import ResidentTeacher, outputs_of, token_batch
 from mkd_fast.train.attention import attention
-from mkd_fast.train.config import OptimConfig
 from mkd_fast.train.device import autocast, is_bfloat16
 from mkd_fast.train.layer_calls import layer_calls
 from mkd_fast.train.loop import Step, Task
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.optimizer import freeze, make_optimizer
 from mkd_fast.train.planning.ledger import Ledger, Peak
 

@@ -23,10 +23,11 @@ import transformers
 
 from mkd_fast.data.tokens import TokenisedText
 from mkd_fast.quiet import quiet_transformers
-from mkd_fast.train.config import Config, OptimConfig
+from mkd_fast.train.config import Config
 from mkd_fast.train.device import choose_device
 from mkd_fast.train.kinds import kind_of
 from mkd_fast.train.loop import Step, Task
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.planning.ledger import Peak
 from mkd_fast.train.planning.rehearsal import (
     BATCH,

@@ -26,10 +26,11 @@ from mkd_fast.student.width import WidthRequest
 from mkd_fast.teacher.pretrained import resolve_model
 from mkd_fast.train import corpus as corpora
 from mkd_fast.train import models
-from mkd_fast.train.config import Config, OptimConfig
+from mkd_fast.train.config import Config
 from mkd_fast.train.copying import trimmed_tokenizer
 from mkd_fast.train.kinds import kind_of
 from mkd_fast.train.loop import Task
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.shares import share_of
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ import torch
 from tiny_job import write_job
 from torch.profiler import ProfilerActivity, profile
 
-from mkd_fast.train.config import OptimConfig, load
+from mkd_fast.train.config import load
+from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.optimizer import make_optimizer
 from mkd_fast.train.planning.rehearsal import (
     BATCH,
