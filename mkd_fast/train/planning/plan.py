@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from mkd_fast.train.config import Config
@@ -73,8 +74,9 @@ def plan(config: Config, memory_bytes: int | None = None, length: int | None = N
     return Plan(memory_bytes, batches, tuple(peaks), tuple(advice))
 
 
+@cache
 def resident_bytes() -> int:
-    """What this process holds now, with its libraries loaded."""
+    """What this process held when it first asked, with its libraries loaded."""
     import transformers.models.auto  # noqa: F401 (what every stage imports)
 
     if not _STATUS.exists():
