@@ -14,10 +14,10 @@ namespace mkd::MKD_ISA {
 //   a = b = 0     L^2 / 2                                     -L
 // Powers of a probability of 0 are 0, 1 or inf as their limits are, 0 log 0 is 0, and a column that
 // neither side may take contributes nothing. No power here need decay with q, so that unlikely
-// columns may pull as hard as likely ones.
+// columns may pull as hard as likely ones, and leave float; where a small T squared would bring
+// them back, they are made smaller by `unit`, a power of two, from the start.
 //
-// A power takes a logarithm with its low part: that of a rounded 43 errs by 30 units in the last
-// place. Where L is small all but rounding cancels in F, and a series takes its place:
+// Where L is small all but rounding cancels in F, and a series takes its place:
 //   F = q^s sum over j >= 2 of (s^(j-1) - a^(j-1)) / (b j!) L^j
 // whose limit at b = 0 has (j-1) a^(j-2) / j!, and which holds in all the others as it stands.
 class AlphaBeta {
@@ -31,6 +31,10 @@ class AlphaBeta {
               : op.beta == 0.0                  ? Limit::kBeta
               : op.alpha == 0.0                 ? Limit::kAlpha
                                                 : Limit::kNone) {
+    if (limit != Limit::kBoth && op.kd_scale < 1.0) {
+      spare = static_cast<float>(-::floor(::log2(op.kd_scale)));
+    }
+    one = static_cast<float>(::exp2(-spare));
     const double sum = op.alpha + op.beta;
     smallest = static_cast<float>(0.5 / std::fmax(std::fabs(op.alpha), std::fabs(sum)));
     double factorial = 1.0;
@@ -43,21 +47,25 @@ class AlphaBeta {
     }
   }
 
+  // What value and pull are to be multiplied by.
+  float unit() const { return 1.0f / one; }
+
   void terms(const RowFactors& f, Log t_s, Log t_t, Vec& value, Vec& pull) const {
-    const Log log_p = t_t - f.log2_z_t, log_q = t_s - f.log2_z_s;
-    const Vec ratio = all(static_cast<float>(kLn2)) * f.log_ratio(t_s, t_t);
+    const Log log_p = t_t - f.log2_z_t, log_q = t_s - f.log2_z_s, d = f.log_ratio(t_s, t_t);
+    const Vec ratio = in_nats(d);
     const Vec near = near_tie(ratio);
     const Mask is_near = above(all(smallest), max(ratio, all(0.0f) - ratio));
-    const Vec power_of_q = power(s * log_q);  // 1 where s = 0
+    const Log of_q = s * log_q;
+    const Vec power_of_q = power(of_q);  // 1 where s = 0
     switch (limit) {
       case Limit::kBoth:
         value = near;
         pull = all(0.0f) - ratio;
         break;
       case Limit::kSum: {
-        const Vec grown = power(a * log_p + b * log_q) - all(1.0f);
-        value = where(is_near, near, (grown - all(a.high) * ratio) / all(a.high * a.high));
-        pull = where(is_near, all(-a.high) * near - ratio, grown / all(-a.high));
+        const Vec grown = power(a * d) - all(one), tangent = all(a.high * one) * ratio;
+        value = where(is_near, all(one) * near, (grown - tangent) / all(a.high * a.high));
+        pull = where(is_near, all(-one) * fma(all(a.high), near, ratio), grown / all(-a.high));
         break;
       }
       case Limit::kBeta: {
@@ -74,14 +82,14 @@ class AlphaBeta {
         break;
       }
       case Limit::kNone: {
-        const Vec p = power(s * log_p), less = power_of_q - cross(log_p, log_q);
+        const Vec p = power(s * log_p), less = power_of_q - cross(of_q, a * d, log_q);
         const Vec own = fma(all(a.high / s.high), p - power_of_q, less) / all(a.high * b.high);
         value = where(is_near, power_of_q * near, own);
         pull = less / all(a.high);
         break;
       }
     }
-    const Mask is_event = above(max(log_p.high, log_q.high), all(kNothing));
+    const Mask is_event = above(max(log_p.whole, log_q.whole), all(kNothing));
     value = where(is_event, value);
     pull = where(is_event, pull);
   }
@@ -92,21 +100,28 @@ class AlphaBeta {
 
   TwoFloats a, b, s;
   Limit limit;
-  float smallest;  // |L| below which the series holds
+  float spare = 0.0f, one;  // how many powers of two are taken off, and what is left of 1
+  float smallest;           // |L| below which the series holds
   float series[kNumTerms];
 
-  static Vec power(Log log) {
-    return where(above(log.high, all(127.0f)), all(-kNothing), exp2(log));
+  Vec power(Log log) const {
+    log.whole = log.whole - all(spare);
+    return where(above(log.whole, all(127.0f)), all(-kNothing), exp2(log));
+  }
+
+  static Vec in_nats(Log log) {
+    const Vec ln2 = all(static_cast<float>(kLn2));
+    return fma(ln2, log.whole, ln2 * log.rest);
   }
 
   // weight * log, 0 where the weight is.
   static Vec weighted(Vec weight, Vec log) { return where(above(weight, all(0.0f)), weight * log); }
 
-  // p^a q^b
-  Vec cross(Log log_p, Log log_q) const {
-    const Log of_q = b * log_q, of_both = a * log_p + of_q;
-    const Mask has_q = above(log_q.high, all(kNothing));  // where q = 0, that alone decides
-    return power({where(has_q, of_both.high, of_q.high), of_both.low});
+  // p^a q^b as q^s (p / q)^a, which is q^s where p = q. Where q = 0, that alone decides.
+  Vec cross(Log of_q, Log of_ratio, Log log_q) const {
+    const Log both = reduced({of_q.whole + of_ratio.whole, of_q.rest + of_ratio.rest});
+    const Vec without_q = all(b.high > 0.0f ? kNothing : -kNothing);
+    return power({where(above(log_q.whole, all(kNothing)), both.whole, without_q), both.rest});
   }
 
   // F / q^s

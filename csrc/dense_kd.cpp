@@ -24,14 +24,15 @@
 // the first-level cache, their maximum is found on the way, and the exponentials are taken from
 // there. The sums refer to the largest logit so far and are rescaled when it rises, so that the
 // first sweep reads memory once. Sums run in float within a block and in double across blocks.
-// t = (z - max) log2(e) / T is formed in this order: the difference of large logits is exact.
+// t = (z - max) log2(e) / T is a whole number and a rest, of which the rest alone is rounded.
 //
 // Bytes a row, element sizes b_s and b_t: V (b_s + b_t) read and V b_s written, if the row pair
 // still lies in a cache at the last sweep (256 KB at V = 32,000 in float32); that sweep runs
 // backwards, so that what does is used. Operations a column: 2 exponentials (about 10
-// instructions each for a whole register) in each sweep, one more for CE unless T_s is 1 or 2,
-// where exp(z) is e_s or its square; one logarithm in each sweep of a mixture after the first.
-// Forward KL keeps its exponentials for the last sweep, and takes none of them twice: long_rows.h.
+// instructions each for a whole register) in each sweep but the last, which is made of what the one
+// before it kept (stored.h); one more for CE unless T_s is 1 or 2, where exp(z) is e_s or its
+// square; one logarithm in the value sweep of a mixture. Forward KL reads each logit once:
+// long_rows.h.
 // Rows of at most 64 columns (small label sets) go many at a time: short_rows.h.
 // A fresh gradient costs more in page faults than in arithmetic, hence memory that is kept between
 // calls (gradients.cpp), and stores that pass the caches by.

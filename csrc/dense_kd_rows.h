@@ -18,8 +18,9 @@ inline void run_together(const KD& op, int64_t begin, const int64_t* numbers, in
   Row rows[kMostTogether];
   const int room = kBlock / kMostTogether;  // one row: all of the block
   const Sweeps<D> sweeps(op);
+  Storage storage(op, D::kNumKept, count);
   for (int i = 0; i < count; ++i) {
-    rows[i] = {numbers[i], s + i * room, t + i * room, false, {}, {}};
+    rows[i] = {numbers[i], s + i * room, t + i * room, false, {}, {}, storage.of_row(i)};
     sweeps.collect(rows[i], 0, op.num_columns);
   }
   for (int i = 0; i < count; ++i) {
@@ -68,8 +69,10 @@ struct RowPart {
   Row row;
   alignas(64) float s[kBlock], t[kBlock];
 
-  void go_on(int64_t n, const RowSums& sums, const RowFactors& factors) {
-    row = {n, s, t, false, sums, factors};
+  void go_on(const Row& whole) {
+    row = whole;
+    row.s = s;
+    row.t = t;
   }
 };
 
@@ -83,19 +86,19 @@ inline Terms split_logits_row(const KD& op, int64_t n, int num_parts, const Para
     parts.push_back(
         {begin_of_part(op, i, num_parts), begin_of_part(op, i + 1, num_parts), {}, {}, {}});
   }
-  Row whole{n, nullptr, nullptr, false, {}, {}};
+  Storage storage(op, D::kNumKept, 1);
+  Row whole{n, nullptr, nullptr, false, {}, {}, storage.of_row(0)};
   parallel(num_parts, [&](int i) {
     RowPart& part = parts[i];
-    part.go_on(n, {}, {});
+    part.go_on(whole);
     sweeps.collect(part.row, part.begin, part.end);
   });
   for (const RowPart& part : parts) sweeps.join(whole.sums, part.row.sums);
   sweeps.normalise(whole);
   if constexpr (D::kNeedsValueSweep) {
-    const RowSums before = whole.sums;
     parallel(num_parts, [&](int i) {
       RowPart& part = parts[i];
-      part.go_on(n, before, whole.factors);
+      part.go_on(whole);
       sweeps.add_values(part.row, part.begin, part.end);
     });
     for (const RowPart& part : parts) {
@@ -109,7 +112,7 @@ inline Terms split_logits_row(const KD& op, int64_t n, int num_parts, const Para
   const Sweeps<KL<false, false>> without_kd(op);
   parallel(num_parts, [&](int i) {
     RowPart& part = parts[i];
-    part.go_on(n, whole.sums, whole.factors);
+    part.go_on(whole);
     if (op.kd_weight == 0.0) {
       without_kd.write_gradient(part.row, part.begin, part.end);
     } else {

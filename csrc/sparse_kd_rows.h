@@ -99,8 +99,8 @@ class SparseRows {
       op.sparse.tail == Tail::kUniform ||
       (op.divergence == Divergence::kAlphaBeta && !is_sample && op.sparse.tail != Tail::kBucket);
   const bool keeps_exponentials = label != Label::kOwn && op.softcap == 0.0 && !takes_columns;
-  const TwoFloats exact_rate{kLog2E / op.temperature};
-  const Vec rate = all(exact_rate.high);
+  const double exact_rate = kLog2E / op.temperature;
+  const Vec rate = all(static_cast<float>(exact_rate));
   const Vec label_rate = all(static_cast<float>(kLog2E));
 
   float load(int64_t b) {
@@ -226,20 +226,25 @@ class SparseRows {
     row.factors.normalise(row.z, is_possible ? ::exp(-log_p) : 1.0);
     row.t_t = is_possible ? 0.0f : kNothing;
     Event event;
-    with_divergence(op, [&](const auto& policy) { event = sum_each(policy); });
+    double unit = 1.0;
+    with_divergence(op, [&](const auto& policy) {
+      event = sum_each(policy);
+      unit = unit_of(policy);
+    });
     row.has_each = op.divergence != Divergence::kForwardKL;
     if (!row.has_each) {
       row.pull_each = -::exp(log_p);
       event.pull = row.pull_each * double(op.num_columns - kept.size());
     }
-    row.factors.weight = static_cast<float>(kd_weight);
-    row.factors.pulls = TwoFloats((row.centre + event.pull) / row.sum_q);
+    row.factors.weight = static_cast<float>(kd_weight * unit);
+    row.factors.pulls = TwoFloats((row.centre + event.pull) / row.sum_q / unit);
     return event;
   }
 
   template <class D>
   Event sum_each(const D& divergence) {
-    const Vec reference = all(static_cast<float>(row.reference)), taken = all(INFINITY);
+    const Exponents<true> student(exact_rate, static_cast<float>(row.reference));
+    const Vec taken = all(INFINITY);
     const Log t_t{all(row.t_t), all(0.0f)};
     Event event;
     for (int64_t b = 0; b < blocks.count(); ++b) {
@@ -252,8 +257,7 @@ class SparseRows {
         for (int i = begin; i < end; i += Vec::kLanes) {
           const Vec logit = mkd::MKD_ISA::load(block + i);
           Vec value, pull, q = all(0.0f);
-          const Log t_s = finite_low(exact_rate * difference(logit, reference));
-          divergence.terms(row.factors, t_s, t_t, value, pull, q);
+          divergence.terms(row.factors, student(logit), t_t, value, pull, q);
           const Mask is_outside = above(taken, logit);
           values = values + where(is_outside, value);
           pulls = pulls + where(is_outside, pull);
@@ -264,6 +268,8 @@ class SparseRows {
         row.sum_q += sum(qs);
       }
     }
+    event.value *= unit_of(divergence);
+    event.pull *= unit_of(divergence);
     return event;
   }
 
@@ -361,17 +367,17 @@ class SparseRows {
   template <bool kHasOwn, class D>
   void outside_gradient([[maybe_unused]] const D& divergence, const Factors& factors, int size) {
     const Vec most = all(reference_outside());
-    [[maybe_unused]] const Vec reference = all(static_cast<float>(row.reference));
+    [[maybe_unused]] const Exponents<true> student(exact_rate, static_cast<float>(row.reference));
     for (int i = 0; i < size; i += Vec::kLanes) {
       const Vec logit = mkd::MKD_ISA::load(block + i), above = logit - most;
       const Vec e = exp2(above * rate);
       Vec result = fma(e, fma(e, all(factors.square), all(factors.linear)), all(factors.constant));
       if constexpr (kHasOwn) result = fma(exp2(above * label_rate), all(factors.own), result);
       if constexpr (!std::is_same_v<D, OneEvent>) {
-        Vec q;
-        const Log t_s = finite_low(exact_rate * difference(logit, reference));
+        Vec value, pull, q = all(0.0f);
         const Log t_t{all(row.t_t), all(0.0f)};
-        result = result + gradient_of_pulls(divergence, row.factors, t_s, t_t, q);
+        divergence.terms(row.factors, student(logit), t_t, value, pull, q);
+        result = result + gradient_of_pull(row.factors, pull, q);
       }
       if (op.softcap != 0.0) result = result * transform.slope(logit);
       store(block + i, result);

@@ -2,9 +2,12 @@
 // dense_kd.cpp explains them.
 #pragma once
 
+#include <algorithm>
+
 #include "block.h"
 #include "divergences.h"
 #include "labels.h"
+#include "stored.h"
 
 namespace mkd::MKD_ISA {
 
@@ -17,6 +20,7 @@ struct Row {
   bool holds_exponentials;
   RowSums sums;
   RowFactors factors;
+  Stored stored;
 };
 
 // Raises `most` to `candidate`; returns by how much, 0 where there was nothing before.
@@ -34,9 +38,7 @@ class Sweeps {
 
   const KD& op;
   const D divergence;
-  const TwoFloats exact_rate_s{kLog2E / op.temperature},
-      exact_rate_t{kLog2E / op.teacher_temperature};
-  const float rate_s = exact_rate_s.high, rate_t = exact_rate_t.high;
+  const double rate_s = kLog2E / op.temperature, rate_t = kLog2E / op.teacher_temperature;
   const float kd_weight = static_cast<float>(op.row_weight * op.kd_weight * op.kd_scale *
                                              op.logit_scale / op.temperature);
   const double label_weight = op.row_weight * op.ce_weight * op.logit_scale;
@@ -44,21 +46,21 @@ class Sweeps {
   const Transform transform_t{static_cast<float>(op.teacher_logit_scale),
                               static_cast<float>(op.teacher_softcap)};
   const Label label = op.labels && D::kOfLogits ? Label::kOwn : label_of(op);
-  static constexpr bool kIsExact = D::kNeedsLogarithms && !D::kOfLogits;  // with low parts
 
-  // What is subtracted from logits: their maximum, unless there is nothing above -inf.
+  // What is subtracted from logits where they have no rate: their maximum, unless there is nothing
+  // above -inf.
   static float reference(float most) { return most == kNothing ? 0.0f : most; }
 
   // First sweep: sums over columns [begin, end), block by block.
   void collect(Row& row, int64_t begin, int64_t end) const {
-    row.holds_exponentials = !D::kNeedsLogarithms && label != Label::kOwn && op.softcap == 0.0 &&
-                             op.num_columns <= kBlock;
+    row.holds_exponentials = !D::kOfLogits && D::kNumKept == 0 && label != Label::kOwn &&
+                             op.softcap == 0.0 && op.num_columns <= kBlock;
     each_block(begin, end, [&](int64_t first, int size) {
       float most_s, most_t;
       load_both(row, first, size, &most_s, &most_t);
       raise(row.sums, most_s, most_t);
-      with_known(label, [&](auto known) { add_to_sums<known.value>(row, size); });
-      if constexpr (D::kOfLogits) add_values_of_block(row, size);
+      with_known(label, [&](auto known) { add_to_sums<known.value>(row, first, size); });
+      if constexpr (D::kOfLogits) add_values_of_block<false>(row, first, size);
     });
   }
 
@@ -68,14 +70,18 @@ class Sweeps {
     f.inverse_z_s = static_cast<float>(1.0 / row.sums.z_s);
     f.inverse_z_t = static_cast<float>(1.0 / row.sums.z_t);
     f.weight = kd_weight;
-    if constexpr (D::kNeedsValueSweep) f.normalise(row.sums.z_s, row.sums.z_t);
+    if constexpr (D::kNeedsValueSweep) {
+      f.weight *= unit_of(divergence);
+      f.normalise(row.sums.z_s, row.sums.z_t);
+    }
   }
 
   // Second sweep, for those divergences whose value needs normalised probabilities.
   void add_values(Row& row, int64_t begin, int64_t end) const {
     each_block(begin, end, [&](int64_t first, int size) {
       reload(row, first, size);
-      add_values_of_block(row, size);
+      if (row.stored) return add_values_of_block<true>(row, first, size);
+      add_values_of_block<false>(row, first, size);
     });
   }
 
@@ -86,7 +92,7 @@ class Sweeps {
     Terms terms;
     if constexpr (D::kNeedsValueSweep) {
       // What is not a positive probability may have been passed over: here it is not.
-      terms.kd = sums.value + sums.broken();
+      terms.kd = sums.value * unit_of(divergence) + sums.broken();
       f.pulls = TwoFloats(sums.pull / sums.q + sums.broken());
     } else {
       terms.kd = D::value(sums, f);
@@ -111,10 +117,16 @@ class Sweeps {
     for (int64_t first, last = end; last > begin; last = first) {
       first = last > aligned ? aligned + (last - aligned - 1) / kBlock * kBlock : begin;
       const int size = static_cast<int>(last - first);
-      reload(row, first, size);
+      if (D::kNumKept == 0 || used == Label::kOwn || op.softcap != 0.0) reload(row, first, size);
       alignas(64) float slopes[kBlock];
       if (op.softcap != 0.0) find_slopes(row.s, size, slopes);
-      with_known(used, [&](auto known) { gradient_block<known.value>(row, ce_weight, size); });
+      with_known(used, [&](auto known) {
+        if constexpr (D::kNumKept > 0) {
+          gradient_of_kept<known.value>(row, ce_weight, first, size);
+        } else {
+          gradient_block<known.value>(row, ce_weight, size);
+        }
+      });
       if (first <= column && column < last) {
         row.s[column - first] -= static_cast<float>(label_weight);
       }
@@ -146,12 +158,13 @@ class Sweeps {
     }
   }
 
-  void add_values_of_block(Row& row, int size) const {
+  template <bool kKeeps>
+  void add_values_of_block(Row& row, int64_t first, int size) const {
     constexpr int kRun = 8 * Vec::kLanes;
     Doubles values, pulls, qs;
     for (int i = 0; i < size; i += kRun) {
       Vec value = all(0.0f), pull = value, q = value;
-      add_terms(row, i, size - i < kRun ? size - i : kRun, value, pull, q);
+      add_terms<kKeeps>(row, first, i, std::min(size - i, kRun), value, pull, q);
       values.add(value);
       pulls.add(pull);
       qs.add(q);
@@ -162,11 +175,20 @@ class Sweeps {
   }
 
   // The terms of columns [begin, begin + size) of the block; none of what it is padded with.
-  void add_terms(const Row& row, int begin, int size, Vec& values, Vec& pulls, Vec& qs) const {
+  template <bool kKeeps>
+  void add_terms(const Row& row, int64_t first, int begin, int size, Vec& values, Vec& pulls,
+                 Vec& qs) const {
+    const ExponentsOf student = exponents_s(row), teacher = exponents_t(row);
+    [[maybe_unused]] float *const kept_q = row.stored.columns[0] + first,
+                                  *const kept_pull = row.stored.columns[1] + first;
     const auto add = [&](int i, Mask real) {
       Vec value, pull, q = all(0.0f);
-      divergence.terms(row.factors, student(row, load(row.s + i)), teacher(row, load(row.t + i)),
-                       value, pull, q);
+      divergence.terms(row.factors, log_of(student, load(row.s + i)),
+                       log_of(teacher, load(row.t + i)), value, pull, q);
+      if constexpr (kKeeps) {
+        store(kept_q + i, q);
+        store(kept_pull + i, pull);
+      }
       values = values + where(real, value);
       pulls = pulls + where(real, pull);
       qs = qs + where(real, q);
@@ -176,21 +198,14 @@ class Sweeps {
     if (i < size) add(begin + i, first_lanes(size - i));
   }
 
+  using ExponentsOf = Exponents<D::kTakesPowers>;
+  ExponentsOf exponents_s(const Row& row) const { return {rate_s, row.sums.max_s}; }
+  ExponentsOf exponents_t(const Row& row) const { return {rate_t, row.sums.max_t}; }
+
   // What the divergence is given of a register of logits.
-  Log student(const Row& row, Vec z) const { return log_of(z, row.sums.max_s, exact_rate_s); }
-  Log teacher(const Row& row, Vec z) const { return log_of(z, row.sums.max_t, exact_rate_t); }
-
-  static Log log_of(Vec z, float most, TwoFloats rate) {
+  static Log log_of(const ExponentsOf& exponents, Vec z) {
     if constexpr (D::kOfLogits) return {z, z};
-    const Vec from = all(reference(most));
-    if constexpr (D::kTakesPowers) return finite_low(rate * difference(z, from));
-    if constexpr (kIsExact) return finite_low(rate * (z - from));
-    return {(z - from) * all(rate.high), z};
-  }
-
-  static Vec exponential(Log t) {
-    if constexpr (kIsExact) return exp2(t);
-    return exp2(t.high);
+    return exponents(z);
   }
 
   void load_both(Row& row, int64_t begin, int size, float* most_s, float* most_t) const {
@@ -210,13 +225,9 @@ class Sweeps {
   void raise(RowSums& sums, float most_s, float most_t) const {
     const double rise_s = rise(sums.max_s, most_s), rise_t = rise(sums.max_t, most_t);
     if (rise_s == 0.0 && rise_t == 0.0) return;
-    const auto exact = [](TwoFloats rate) {
-      return rate.high + (kIsExact ? double(rate.low) : 0.0);
-    };
-    const double fall_s = rise_s * exact(exact_rate_s), fall_t = rise_t * exact(exact_rate_t);
+    const double fall_s = rise_s * rate_s, fall_t = rise_t * rate_t;
     const double factor_s = ::exp2(-fall_s), factor_t = ::exp2(-fall_t);
     sums.cross_t = factor_t * (sums.cross_t + sums.z_t * (fall_s - fall_t));
-    sums.low_s *= factor_s;
     sums.cross_s = factor_s * (sums.cross_s + sums.z_s * (fall_t - fall_s));
     sums.z_s *= factor_s;
     sums.z_t *= factor_t;
@@ -225,103 +236,126 @@ class Sweeps {
 
   // Runs are short enough for float: what they leave is added up in double.
   template <Label kLabel>
-  void add_to_sums(Row& row, int size) const {
-    constexpr int kRun = (D::kNeedsReverse ? 8 : 32) * Vec::kLanes;
+  void add_to_sums(Row& row, int64_t first, int size) const {
+    // half as many where more of them make a row
+    constexpr int kRun = (!D::kNeedsReverse ? 32 : Vec::kLanes < 16 ? 4 : 8) * Vec::kLanes;
+    const ExponentsOf student = exponents_s(row), teacher = exponents_t(row);
+    const WholeAndRest shift = common_ratio(student(load(row.s)), teacher(load(row.t)));
+    if (row.stored) {
+      row.stored.blocks[first / kBlock] = {row.sums.max_s, row.sums.max_t, shift.sum()};
+    }
     for (int begin = 0; begin < size; begin += kRun) {
-      add_run<kLabel>(row, begin, begin + kRun < size ? begin + kRun : size);
+      const int end = std::min(begin + kRun, size);
+      if (D::kNeedsReverse && row.stored) {
+        add_run<kLabel, D::kNeedsReverse>(row, first, begin, end, student, teacher, shift);
+      } else {
+        add_run<kLabel, false>(row, first, begin, end, student, teacher, shift);
+      }
     }
   }
 
-  template <Label kLabel>
-  void add_run(Row& row, int begin, int end) const {
+  template <Label kLabel, bool kKeeps>
+  void add_run(Row& row, int64_t first, int begin, int end, ExponentsOf student,
+               ExponentsOf teacher, WholeAndRest shift) const {
     RowSums& sums = row.sums;
     [[maybe_unused]] const Vec reference_s = all(reference(sums.max_s));
+    [[maybe_unused]] float* const kept[] = {row.stored.columns[0] + first,
+                                            row.stored.columns[1] + first,
+                                            row.stored.columns[2] + first};
     const Vec zero = all(0.0f);
-    Vec z_s = zero, z_t = zero, z_ce = zero, cross_t = zero, cross_s = zero;
-    Vec low_t = zero, low_s = zero;  // the low parts of the cross sums
-    const float shift = common_ratio(row, begin);
+    Vec z_s = zero, z_t = zero, z_ce = zero, cross_s = zero, cross_t = zero;
     for (int i = begin; i < end; i += Vec::kLanes) {
       const Vec z = load(row.s + i);
       if constexpr (kLabel == Label::kOwn) {
         z_ce = z_ce + exp2((z - reference_s) * all(float(kLog2E)));
       }
       if constexpr (D::kOfLogits) continue;
-      const Log t_s = student(row, z), t_t = teacher(row, load(row.t + i));
-      const Vec e_s = exponential(t_s), e_t = exponential(t_t);
+      const Log t_s = student(z), t_t = teacher(load(row.t + i));
+      Vec e[2];
+      Mask counts[2];
+      exp2({t_s, t_t}, e, counts);
       if (row.holds_exponentials) {
-        store(row.s + i, e_s);
-        store(row.t + i, e_t);
+        store(row.s + i, e[0]);
+        store(row.t + i, e[1]);
       }
-      z_s = z_s + e_s;
-      z_t = z_t + e_t;
-      if constexpr (kLabel == Label::kSquare) z_ce = fma(e_s, e_s, z_ce);
+      z_s = z_s + e[0];
+      z_t = z_t + e[1];
+      if constexpr (kLabel == Label::kSquare) z_ce = fma(e[0], e[0], z_ce);
       // An event of probability 0 contributes 0, though its logarithm is infinite.
-      const Log ratio = kIsExact ? difference(t_t, t_s) : Log{t_t.high - t_s.high, zero};
-      const Log d = kIsExact ? difference(ratio, {all(shift), zero}) : ratio;
-      if constexpr (D::kNeedsForward) add_cross(e_t, d, cross_t, low_t);
-      if constexpr (D::kNeedsReverse) add_cross(e_s, d, cross_s, low_s);
+      const Vec d = joined((t_t - t_s) - shift);
+      if constexpr (D::kNeedsForward) cross_t = fma(e[1], where(counts[1], d), cross_t);
+      if constexpr (D::kNeedsReverse) cross_s = fma(e[0], where(counts[0], d), cross_s);
+      if constexpr (kKeeps) {
+        store(kept[0] + i, e[0]);
+        store(kept[1] + i, where(counts[0], d));
+        if constexpr (D::kNumKept > 2) store(kept[2] + i, e[1]);
+      }
     }
     const double run_z_s = sum(z_s), run_z_t = sum(z_t);
     sums.z_s += run_z_s;
     sums.z_t += run_z_t;
     if constexpr (kLabel == Label::kSame) sums.z_ce = sums.z_s;
     if constexpr (kLabel == Label::kSquare || kLabel == Label::kOwn) sums.z_ce += sum(z_ce);
-    if constexpr (D::kNeedsForward) {
-      sums.cross_t += (sum(cross_t) + shift * run_z_t) + sum(low_t);
-    }
-    if constexpr (D::kNeedsReverse) {
-      sums.cross_s -= (sum(cross_s) + shift * run_z_s) + sum(low_s);
-      sums.low_s -= sum(low_s);
-    }
+    if constexpr (D::kNeedsForward) sums.cross_t += sum(cross_t) + shift.sum() * run_z_t;
+    if constexpr (D::kNeedsReverse) sums.cross_s -= sum(cross_s) + shift.sum() * run_z_s;
   }
 
-  // A whole number close to t_t - t_s, if these are alike from column to column: where it is taken
-  // off, the cross sums round what is left. With exact logarithms only.
-  float common_ratio(const Row& row, int column) const {
-    if constexpr (!kIsExact) return 0.0f;
-    const double d = (row.t[column] - reference(row.sums.max_t)) * double(rate_t) -
-                     (row.s[column] - reference(row.sums.max_s)) * double(rate_s);
-    return std::abs(d) < 0x1p20 ? static_cast<float>(::rint(d)) : 0.0f;
+  // About what log2(e_t / e_s) is in the first columns of a block: where other columns are alike,
+  // the cross sums round only what is left without it. A few bits, so that what is left is exact;
+  // 0 where it is large, and columns that count may be far from it.
+  static WholeAndRest common_ratio(Log t_s, Log t_t) {
+    const Vec d = joined(t_t - t_s);
+    const Mask counts = not_below(all(0x1p20f), max(d, all(0.0f) - d));
+    const double mean = sum(where(counts, d)) / std::max(1.0, sum(where(counts, all(1.0f))));
+    return WholeAndRest(std::abs(mean) <= 16.0 ? ::rint(mean * 64.0) / 64.0 : 0.0);
   }
 
-  // Adds e d, and to low what is lost of it.
-  static void add_cross(Vec e, Log d, Vec& total, Vec& total_low) {
-    const Vec product = e * d.high;
-    const Mask is_event = above(e, all(0.0f));
-    total = total + where(is_event, product);
-    if constexpr (kIsExact) {
-      const Vec rest = fma(e, d.low, lost(e, d.high, product));
-      total_low = total_low + where(is_event, max(rest, all(-1e30f)));  // NaN of an infinite d
-    }
-  }
-
+  // Of a divergence that keeps nothing.
   template <Label kLabel>
   void gradient_block(const Row& row, float ce_weight, int size) const {
-    if constexpr (!D::kNeedsLogarithms && kLabel != Label::kOwn) {
-      if (row.holds_exponentials) return gradient_of_exponentials<kLabel>(row, ce_weight, size);
-    }
     const Vec reference_s = all(reference(row.sums.max_s));
+    const ExponentsOf student = exponents_s(row), teacher = exponents_t(row);
     for (int i = 0; i < size; i += Vec::kLanes) {
-      const Vec z_s = load(row.s + i), z_t = load(row.t + i);
-      Vec q;
-      Vec grad = divergence.gradient(row.factors, student(row, z_s), teacher(row, z_t), q);
-      if constexpr (kLabel == Label::kOwn) {
-        const Vec e = exp2((z_s - reference_s) * all(float(kLog2E)));
-        grad = fma(e, all(ce_weight), grad);
-      } else {
-        grad = with_label<kLabel>(grad, q, ce_weight);
+      Vec z_s = load(row.s + i), q = all(0.0f), x[3] = {z_s, load(row.t + i)};
+      if (!D::kOfLogits && !row.holds_exponentials) {
+        Vec e[2];
+        Mask counts[2];
+        exp2({student(x[0]), teacher(x[1])}, e, counts);
+        x[0] = e[0];
+        x[1] = e[1];
       }
-      store(row.s + i, grad);
+      const Vec grad = divergence.gradient(row.factors, x, q);
+      store(row.s + i, with_label<kLabel>(grad, q, z_s - reference_s, ce_weight));
     }
   }
 
+  // From what was kept, a block of that at a time: the row's own begin where the gradient's need
+  // not.
   template <Label kLabel>
-  void gradient_of_exponentials(const Row& row, float ce_weight, int size) const {
-    for (int i = 0; i < size; i += Vec::kLanes) {
-      const Vec e_s = load(row.s + i), e_t = load(row.t + i);
-      Vec q;
-      const Vec grad = D::gradient(row.factors, e_s, e_t, q);
-      store(row.s + i, with_label<kLabel>(grad, q, ce_weight));
+  void gradient_of_kept(const Row& row, float ce_weight, int64_t first, int size) const {
+    const Vec reference_s = all(reference(row.sums.max_s));
+    for (int64_t at = first, end; at < first + size; at = end) {
+      const int64_t b = at / kBlock;
+      end = std::min((b + 1) * kBlock, first + size);
+      const auto fall = [](float from, float to, double rate) {
+        return from == kNothing ? 0.0 : (double(to) - from) * rate;
+      };
+      const Stored::Block from = row.stored.blocks[b];
+      const RowFactors factors =
+          D::of_block(row.factors, row.sums, fall(from.most_s, row.sums.max_s, rate_s),
+                      fall(from.most_t, row.sums.max_t, rate_t), from.shift);
+      for (int64_t i = at; i < end; i += Vec::kLanes) {
+        Vec q, kept[3];
+        for (int k = 0; k < D::kNumKept; ++k) kept[k] = load(row.stored.columns[k] + i);
+        float* const s = row.s + i - first;
+        Vec grad = D::gradient(factors, kept, q);
+        grad = with_label<kLabel>(grad, q, load(s) - reference_s, ce_weight);
+        if (i + Vec::kLanes <= end) {
+          store(s, grad);
+        } else {
+          store(s, grad, static_cast<int>(end - i));  // the next block's logits may follow
+        }
+      }
     }
   }
 
@@ -339,10 +373,13 @@ class Sweeps {
     }
   }
 
+  // With the cross-entropy's part, but for the label's own; z is relative to the largest logit.
   template <Label kLabel>
-  static Vec with_label(Vec grad, Vec q, float ce_weight) {
+  static Vec with_label(Vec grad, Vec q, Vec z, float ce_weight) {
     if constexpr (kLabel == Label::kSame) return fma(q, all(ce_weight), grad);
     if constexpr (kLabel == Label::kSquare) return fma(q * q, all(ce_weight), grad);
+    if constexpr (kLabel == Label::kOwn)
+      return fma(exp2(z * all(float(kLog2E))), all(ce_weight), grad);
     return grad;
   }
 

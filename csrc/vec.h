@@ -7,7 +7,7 @@
 // Each vec_*.h defines Vec (kLanes floats) and Mask, and
 //   all(x)                     x in every lane
 //   + - * /  fma(a, b, c)        a * b + c, rounded once where kFmaRoundsOnce
-//   lost(a, b, product)        a * b - product, what rounding took off the product
+//   product_less(a, b, c)      a * b - c, where that is far smaller: rounded once everywhere
 //   max min                    of each lane; where a lane of a is NaN, that of b
 //   above, not_below           a > b; !(a < b), which is true for NaN
 //   where(m, a[, b])           a where m, else b (or 0)
@@ -62,12 +62,21 @@ inline Vec slope_of_exp2(Vec f) {
   return r[0];
 }
 
-// 2^t of a few registers, for t <= 127, within 1 ulp. Results below 2^-126 are 0, so that no
-// denormal number, which costs some machines a hundred cycles, gets into a sum; 2^-inf = 0, and NaN
-// stays NaN. `counts` tells which are not such a 0.
+// 2^(whole + rest) of a few registers, where `counts`, else 0.
 //
 // Step by step in all of them: each step of one waits for the step before it, and a processor does
 // not look far enough ahead to find the next register's.
+template <int kCount>
+[[gnu::always_inline]] inline void powers(const Vec (&whole)[kCount], const Vec (&rest)[kCount],
+                                          const Mask (&counts)[kCount], Vec (&x)[kCount]) {
+  slopes_of_exp2(rest, x);
+  for (int k = 0; k < kCount; ++k) x[k] = fma(x[k], rest[k], all(1.0f));
+  for (int k = 0; k < kCount; ++k) x[k] = where(counts[k], times_power_of_two(x[k], whole[k]));
+}
+
+// 2^t of a few registers, for t <= 127, within 1 ulp. Results below 2^-126 are 0, so that no
+// denormal number, which costs some machines a hundred cycles, gets into a sum; 2^-inf = 0, and NaN
+// stays NaN. `counts` tells which are not such a 0.
 template <int kCount>
 [[gnu::always_inline]] inline void exp2(const Vec (&t)[kCount], Vec (&x)[kCount],
                                         Mask (&counts)[kCount]) {
@@ -75,9 +84,7 @@ template <int kCount>
   for (int k = 0; k < kCount; ++k) n[k] = nearest_integer(t[k]);
   for (int k = 0; k < kCount; ++k) f[k] = t[k] - n[k];  // exact
   for (int k = 0; k < kCount; ++k) counts[k] = not_below(t[k], all(-126.0f));
-  slopes_of_exp2(f, x);
-  for (int k = 0; k < kCount; ++k) x[k] = fma(x[k], f[k], all(1.0f));
-  for (int k = 0; k < kCount; ++k) x[k] = where(counts[k], times_power_of_two(x[k], n[k]));
+  powers(n, f, counts, x);
 }
 
 inline Vec exp2(Vec t) {
@@ -95,14 +102,7 @@ inline Vec exp2_minus_1(Vec t) {
   return fma(power, slope_of_exp2(f) * f, power - all(1.0f));
 }
 
-// A logarithm to base 2 in two parts: `low` is what rounding took off `high`. An exponential
-// multiplies a logarithm's error by its value, so that of a large one is exact with both alone.
-// Where high is infinite, low is NaN.
-struct Log {
-  Vec high, low;
-};
-
-// A number for all lanes, likewise.
+// A number for all lanes in two parts, the second what rounding took off the first.
 struct TwoFloats {
   float high = 0.0f, low = 0.0f;
 
@@ -111,40 +111,50 @@ struct TwoFloats {
       : high(static_cast<float>(x)), low(static_cast<float>(x - static_cast<float>(x))) {}
 };
 
+// A logarithm to base 2 as a whole number and a rest of about [-1/2, 1/2]. An exponential
+// multiplies the error of a logarithm by its value, so that of a large one in a float of its own
+// is rough; here the rest alone is rounded, and whole numbers cancel exactly. Where `whole` is
+// infinite or NaN, `rest` is any finite number.
+struct Log {
+  Vec whole, rest;
+};
+constexpr float kNoRest = -1e30f;  // what the NaN that is left of an infinite number becomes
+
+// The nearest float.
+inline Vec joined(Log x) { return x.whole + x.rest; }
+
+inline Log operator-(Log x, Log y) { return {x.whole - y.whole, x.rest - y.rest}; }
+
+// The same number with its rest in [-1/2, 1/2].
+inline Log reduced(Log x) {
+  const Vec n = nearest_integer(x.rest);
+  return {x.whole + n, x.rest - n};
+}
+
+// a x, with a rest of [-1/2, 1/2] if x has one and |a| <= 1.
 inline Log operator*(TwoFloats a, Log x) {
-  const Vec high = all(a.high) * x.high;
-  const Vec low = fma(all(a.high), x.low, lost(all(a.high), x.high, high));
-  return {high, fma(all(a.low), x.high, low)};
+  const Vec high = all(a.high), whole = nearest_integer(fma(high, x.rest, high * x.whole));
+  const Vec rest = fma(all(a.low), x.whole, product_less(high, x.whole, whole));
+  return {whole, max(fma(high, x.rest, rest), all(kNoRest))};
 }
 
-inline Log operator*(TwoFloats a, Vec x) {
-  const Vec high = all(a.high) * x;
-  return {high, fma(all(a.low), x, lost(all(a.high), x, high))};
+template <int kCount>
+[[gnu::always_inline]] inline void exp2(const Log (&t)[kCount], Vec (&x)[kCount],
+                                        Mask (&counts)[kCount]) {
+  Vec n[kCount], f[kCount];
+  for (int k = 0; k < kCount; ++k) {
+    n[k] = t[k].whole;
+    f[k] = t[k].rest;
+    counts[k] = not_below(n[k], all(-126.0f));
+  }
+  powers(n, f, counts, x);
 }
-
-// The same with a low part that changes nothing where high is infinite.
-inline Log finite_low(Log x) { return {x.high, max(x.low, all(-1e30f))}; }  // that of a NaN
-
-inline Log operator+(Log x, Log y) {
-  const Vec high = x.high + y.high, of_y = high - x.high;
-  const Vec lost = (x.high - (high - of_y)) + (y.high - of_y);
-  return {high, lost + (x.low + y.low)};
-}
-inline Log difference(Vec x, Vec y) {
-  const Vec high = x - y, of_y = x - high;
-  return {high, (x - (high + of_y)) + (of_y - y)};
-}
-inline Log difference(Log x, Log y) {
-  const Log rounded = difference(x.high, y.high);
-  return {rounded.high, rounded.low + (x.low - y.low)};
-}
-inline Log operator-(Log x, TwoFloats y) { return x + Log{all(-y.high), all(-y.low)}; }
 
 inline Vec exp2(Log t) {
-  const Vec n = nearest_integer(t.high);
-  const Vec f = (t.high - n) + t.low;
-  const Vec r = fma(slope_of_exp2(f), f, all(1.0f));
-  return where(not_below(t.high, all(-126.0f)), times_power_of_two(r, n));
+  Vec x[1];
+  Mask counts[1];
+  exp2({t}, x, counts);
+  return x[0];
 }
 
 // tanh(x), within 3 ulp near 0 and 1 ulp where it nears 1; NaN stays NaN.

@@ -28,9 +28,9 @@ inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
-inline Vec lost(Vec a, Vec b, Vec product) {  // a product of floats is exact in double
+inline Vec product_less(Vec a, Vec b, Vec c) {  // a product of floats is exact in double
   const auto wide = [](Vec x) { return __builtin_convertvector(x.v, FourDoubles); };
-  return {__builtin_convertvector(wide(a) * wide(b) - wide(product), Floats)};
+  return {__builtin_convertvector(wide(a) * wide(b) - wide(c), Floats)};
 }
 inline Mask above(Vec a, Vec b) { return {a.v > b.v}; }
 inline Mask not_below(Vec a, Vec b) { return {~(a.v < b.v)}; }

@@ -61,11 +61,18 @@ def rising_maximum(**options: Any) -> dict[str, Any]:
     return fields
 
 
-def one_hot_teacher(logit: float = 1000.0, num_columns: int = 300, **fields: Any) -> dict[str, Any]:
-    """Many rows: rounding of a divergence of thousands is all that is seen in some gradients."""
+def one_hot_teacher(
+    logit: float = 1000.0, num_columns: int = 300, step: float = 0.0, **fields: Any
+) -> dict[str, Any]:
+    """Many rows: rounding of a divergence of thousands is all that is seen in some gradients.
+
+    All other columns of a teacher are alike, and one rounding is made in all of them; with a step
+    from row to row it is not the same in all rows.
+    """
     arguments = case(60, num_columns, **fields)
+    row = torch.arange(60)
     arguments["teacher"] = torch.zeros(60, num_columns)
-    arguments["teacher"][torch.arange(60), torch.arange(60) * 5] = logit
+    arguments["teacher"][row, row * 5] = logit + step * row
     return arguments
 
 
@@ -161,6 +168,36 @@ CASES: dict[str, dict[str, Any]] = {
         for name, fields in DIVERGENCES.items()
         for logit in (10.0, 55.0)
         for t in (2.0, 20.0)
+    },
+    **{
+        f"jeffreys, one-hot teachers from {logit:g} on, {num_columns} columns": one_hot_teacher(
+            logit, num_columns, step=logit / 500, temperature=20.0, divergence="jeffreys"
+        )
+        for logit in (7.0, 30.0)
+        for num_columns in (300, 1031)
+    },
+    **{  # powers of probabilities as small as e^-200 leave float32, those of others do not
+        f"alpha_beta(-0.3, -0.2) at temperature 0.1, {num_columns} columns": case(
+            20, num_columns, temperature=0.1, **alpha_beta(-0.3, -0.2) | {"size": 3.0}
+        )
+        for num_columns in (60, 300)
+    },
+    "alpha_beta(-0.3, -0.2) of a one-hot teacher at temperature 0.1": one_hot_teacher(
+        30.0, temperature=0.1, **alpha_beta(-0.3, -0.2) | {"size": 3.0}
+    ),
+    **{  # one column is all of q, in a block's last register, which is not full
+        f"{name}, huge logits, {num_columns} columns": case(
+            40, num_columns, size=1e4, temperature=0.5, **fields
+        )
+        for name, fields in FLAT.items()
+        for num_columns in (60, 1031)
+    },
+    **{
+        f"{name}, unaligned past the caches, T of its own exponentials": case(
+            9, 131_075, temperature=3.0, **fields
+        )
+        for name, fields in DIVERGENCES.items()
+        if name in ("reverse_kl", "jeffreys", "jsd")
     },
     **{
         f"{name}, logits of 3, temperature {t}": case(
