@@ -70,18 +70,17 @@ def rehearse_step(
                 lambda p: ledger.label([p.grad], GRADIENTS)
             )
         ledger.open()
-        for _ in range(min(config.accumulate, 2)):  # the second part adds to gradients
-            ledger.moment = ACTIVATIONS
-            with (
-                _noting_head(model, ledger),
-                attention(model, config.attention),
-                layer_calls(model, compile="no", checkpointing=config.checkpointing),
-                _cast(device, config),
-            ):
-                out = task.loss(model, step)
-            ledger.moment = BACKWARD
-            out.loss.backward()
-            del out
+        with (
+            attention(model, config.attention),
+            layer_calls(model, compile="no", checkpointing=config.checkpointing),
+        ):
+            for _ in range(min(config.accumulate, 2)):  # the second part adds to gradients
+                ledger.moment = ACTIVATIONS
+                with _noting_head(model, ledger), _cast(device, config):
+                    out = task.loss(model, step)
+                ledger.moment = BACKWARD
+                out.loss.backward()
+                del out
         ledger.moment = STEP
         nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()

@@ -85,13 +85,18 @@ def test_parts_of_a_step_keep_the_gradients_of_those_before(tmp_path):
     assert in_parts.in_heap - whole.in_heap <= in_parts.parts[GRADIENTS]
 
 
-def test_layers_that_are_computed_twice_keep_less(tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "float32"}, {"precision": "bfloat16", "attention": "eager"}],
+    ids=["float32", "bfloat16, plain products"],
+)
+def test_layers_that_are_computed_twice_keep_less(settings, tmp_path):
     config = load(write_job(tmp_path))
     work = FromLength(12).workload(config)
     task, step = distilling(config, work)
 
     def held(checkpointing):
-        optim = OptimConfig(batch_size=8, checkpointing=checkpointing, precision="float32")
+        optim = OptimConfig(batch_size=8, checkpointing=checkpointing, **settings)
         found = rehearse_step(lambda: build(config, work.student), task, step, optim, CPU)
         return found.in_heap
 
