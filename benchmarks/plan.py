@@ -119,11 +119,14 @@ class Case:
             LlamaForCausalLM,
         )
 
-        shape = {"intermediate_size": 4 * self.shape["hidden_size"], **self.shape}
+        shape: dict[str, Any] = {
+            "intermediate_size": 4 * self.shape["hidden_size"],
+            **self.shape,
+        }
         if self.kind == "causal_lm":
             return LlamaForCausalLM(LlamaConfig(**shape))
-        labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
-        return BertForSequenceClassification(BertConfig(**shape, **labels))
+        shape |= {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+        return BertForSequenceClassification(BertConfig(**shape))
 
 
 def _tokenizer() -> Any:
