@@ -34,6 +34,7 @@ def blocks(root: Path) -> dict[str, str]:
     return {
         "summary": markdown_from_csv(root / REPORT / "summary.csv"),
         "performance": "\n\n".join(_performance(root)),
+        "training": _training(root),
     }
 
 
@@ -72,6 +73,27 @@ def _performance(root: Path) -> Iterator[str]:
     if of_folder:
         links = (f"[{folder.name}]({folder.relative_to(root)})" for folder in of_folder)
         yield f"Measured on other machines, some by older code: {', '.join(links)}."
+
+
+def _training(root: Path) -> str:
+    """Who trained how fast: the loop and its rivals, in one run."""
+    path = max((root / "benchmarks" / "results").glob("*/train.csv"))
+    rows = results.read_rows(path)
+    found = {(row["case"], row["measure"].split(",")[0]): row for row in rows}
+    lines = [
+        f"| {rows[0]['device']} | tokens/s | ours is | MB held at most |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for case, measure in found:
+        if measure == "tokens/s":
+            times = found.get((case, "x as fast"))
+            ratio = "—"
+            if times is not None:
+                p20, p50, p80 = (float(times[name]) for name in ("p20", "p50", "p80"))
+                ratio = f"{p50:.1f}x ({p20:.1f}-{p80:.1f}) as fast"
+            speed, held = (float(found[case, what]["p50"]) for what in (measure, "MB held at most"))
+            lines.append(f"| {case} | {speed:,.0f} | {ratio} | {held:,.0f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-@pytest.mark.parametrize("name", ["summary", "performance"])
+@pytest.mark.parametrize("name", ["summary", "performance", "training"])
 def test_tables_are_those_of_the_committed_results(name):
     block = blocks(ROOT)[name]
     assert block.strip(), f"no results are committed for {name}"
