@@ -1,5 +1,6 @@
 """What the gates' cases reach: the launch tables whole, each option, each pair of options."""
 
+import inspect
 import itertools
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_pairs_are_the_same_in_every_process():
     """An interrupted run of the gates goes on with what it has compiled before."""
     script = (
         "import runpy; f = runpy.run_path(r'{}')['covering_rows']; print(list(f({!r})))".format(
-            ROOT / "kernels" / "covering.py", {name: [0, 1, 2] for name in "abcdefgh"}
+            inspect.getfile(covering_rows), {name: [0, 1, 2] for name in "abcdefgh"}
         )
     )
     printed = {
