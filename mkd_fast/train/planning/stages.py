@@ -152,7 +152,7 @@ def _trained(config: Config, work: Workload, device: torch.device) -> _AtPeak:
 def distilling(config: Config, work: Workload) -> tuple[Task, Step]:
     """What training of the student computes, and its largest step."""
     matched = [(ours + 1, theirs + 1) for ours, theirs in enumerate(work.layers)]
-    layers = tuple(matched if config.loss.hidden_weight else ())
+    layers = tuple(matched if config.loss_schedule.most_hidden_weight(config.loss) else ())
     cache: Any = MadeUpCache.of(config, work.teacher, tuple(theirs for _, theirs in layers))
     teaching = Teaching(_NO_TEXT, cache, config.loss, layers, work.token_map)
     task = kind_of(config).distill_task(_NO_TEXT, 1, 0, teaching)
@@ -188,9 +188,8 @@ def _around(peak: Peak) -> int:
 
 
 def _captured(config: Config, work: Workload, device: torch.device) -> _AtPeak:
-    scratch = config.scratch
-    matches = config.loss.hidden_weight or (scratch.enabled and scratch.hidden_weight)
-    plan = plan_of(config, tuple(layer + 1 for layer in work.layers) if matches else ())
+    layers = tuple(layer + 1 for layer in work.layers) if config.matches_states else ()
+    plan = plan_of(config, layers)
     peak = rehearse_capture(lambda: build(config, work.teacher), work.captured, plan)
     parts = dict(peak.parts)
     is_on_cpu = device.type == "cpu"

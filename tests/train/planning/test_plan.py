@@ -88,3 +88,15 @@ def test_advice_makes_it_fit_and_asks_for_nothing_needless(tmp_path):
 def test_settings_are_pasted_as_toml(tmp_path):
     change = Change({("train", "freeze"): ("a.b",), ("train", "optimizer"): "adamw8bit"}, "")
     assert str(change) == """--set train.freeze='["a.b"]' --set train.optimizer=adamw8bit"""
+
+
+def test_hidden_states_that_a_schedule_brings_in_are_kept(tmp_path):
+    def captured(name, schedule):
+        folder = tmp_path / name
+        folder.mkdir()
+        sets = {"loss.hidden_weight": "0.0", "scratch.enabled": "false", **schedule}
+        found = {peak.stage: peak for peak in plan(load(write_job(folder), sets), length=12).peaks}
+        return found["capture"].parts["what is kept"]
+
+    none = captured("none", {})
+    assert captured("some", {"loss_schedule.hidden_weight": '["linear", 1.0]'}) > none
