@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from mkd_fast.losses import ops
+from mkd_fast.resident import status_bytes
 
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): the peak resident set becomes the present one
 
 
@@ -37,9 +38,3 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> float:
     before = status_bytes("VmRSS")
     _kept = call()
     return float(max(status_bytes("VmHWM") - before, 0))
-
-
-def status_bytes(field: str) -> int:
-    """A size in /proc/self/status, for example VmRSS; Linux only."""
-    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) << 10

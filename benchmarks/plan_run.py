@@ -9,8 +9,8 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from mkd_fast.benchmarks.memory import status_bytes
 from mkd_fast.quiet import quiet_torchao
+from mkd_fast.resident import status_bytes
 
 if TYPE_CHECKING:
     from mkd_fast.train.config import Config

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from mkd_fast.benchmarks.harness import time_ms
-from mkd_fast.benchmarks.memory import status_bytes
 from mkd_fast.quiet import quiet_transformers
+from mkd_fast.resident import status_bytes
 from mkd_fast.teacher.streamed import StreamedTeacher
 from mkd_fast.teacher.streamed.reading import Reader, stored_tensors
 

@@ -1,19 +1,18 @@
 """What every stage of a recipe takes, and what makes it fit."""
 
-from collections.abc import Mapping
+import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
+from mkd_fast.resident import status_bytes
 from mkd_fast.train.config import Config
 from mkd_fast.train.planning.advice import Advice, advise
 from mkd_fast.train.planning.report import shown, told
 from mkd_fast.train.planning.stages import StagePeak, predict, stages_of
 from mkd_fast.train.planning.workload import FromLength, FromText, Source
 
-# Python, torch, transformers and this package, where /proc does not say.
+# Python, torch, transformers and this package, where the system does not say.
 _USUAL_PROCESS_BYTES = 480 << 20
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,4 @@ def resident_bytes() -> int:
     """What this process held when it first asked, with its libraries loaded."""
     import transformers.models.auto  # noqa: F401 (what every stage imports)
 
-    if not _STATUS.exists():
-        return _USUAL_PROCESS_BYTES
-    known: Mapping[str, str] = dict(
-        line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines()
-    )
-    return int(known["VmRSS"].split()[0]) << 10
+    return status_bytes("VmRSS") if sys.platform == "linux" else _USUAL_PROCESS_BYTES
