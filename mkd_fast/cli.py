@@ -94,7 +94,7 @@ def plan(
     set_: Settings = None,
 ) -> None:
     """Predict each stage's peak memory, and what makes it fit: exit code 1 if one does not."""
-    from mkd_fast.checks.train import positive
+    from mkd_fast.checks.wording import positive
     from mkd_fast.train.config import load, num_bytes
     from mkd_fast.train.planning.plan import plan
 

@@ -7,7 +7,7 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-from mkd_fast.checks import train as checks
+from mkd_fast.checks import recipe as checks
 from mkd_fast.quiet import quiet_torchao
 from mkd_fast.stopping import Terminated, sigterm_ends
 

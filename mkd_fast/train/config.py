@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mkd_fast.checks import train as checks
+from mkd_fast.checks import recipe as checks
 from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.losses.spec import LossSpec
 from mkd_fast.student.depth import DEPTHS

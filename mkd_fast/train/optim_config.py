@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mkd_fast.checks import train as checks
+from mkd_fast.checks import recipe as checks
 from mkd_fast.train.schedule import Shape, share_of_peak
 
 Precision = Literal["auto", "float32", "bfloat16"]

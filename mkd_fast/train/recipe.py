@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from mkd_fast.checks import train as checks
+from mkd_fast.checks import recipe as checks
 
 R = TypeVar("R")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkd_fast import progress
-from mkd_fast.checks import train as checks
+from mkd_fast.checks import recipe as checks
 from mkd_fast.data import TokenisedText
 from mkd_fast.data.batches import EvaluationBatches
 from mkd_fast.data.token_files import mapped_tokens

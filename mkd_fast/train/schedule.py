@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mkd_fast.checks import train as checks
+from mkd_fast.checks import recipe as checks
 from mkd_fast.losses import LossSpec
 
 Shape = Literal["constant", "linear", "cosine", "wsd"]
