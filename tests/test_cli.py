@@ -9,9 +9,9 @@ from importlib import metadata
 
 import pytest
 import tiny_job
-import torch
 from cli_call import assert_told, call
 from file_limit import file_size_limit
+from one_thread import one_thread as one_thread
 from tiny_problem import metric_rows
 from typer.testing import CliRunner
 
@@ -22,14 +22,6 @@ from mkd_fast.train.config import load
 from mkd_fast.train.run import Run
 
 HINT = "Stopped. The same command goes on from the last checkpoint."
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

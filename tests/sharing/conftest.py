@@ -1,17 +1,8 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_job
-import torch
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from one_thread import one_thread as one_thread
 
 
 @pytest.fixture(scope="session")

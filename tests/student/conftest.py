@@ -1,10 +1,11 @@
 """Tiny teachers of every family, with every parameter random so that none can be lost unseen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import transformers
+from one_thread import one_thread as one_thread
 from transformers import (
     BertConfig,
     DistilBertConfig,
@@ -40,15 +41,6 @@ CONFIGS = {
     "DistilBert": lambda: DistilBertConfig(**DISTILBERT_SHAPE),
     "DistilBertWithPadOne": lambda: DistilBertConfig(**DISTILBERT_SHAPE, pad_token_id=1),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models of this size spend their time waking threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

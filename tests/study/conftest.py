@@ -1,20 +1,11 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_study
 import torch
+from one_thread import one_thread as one_thread
 
 from mkd_fast.study.run import StudyState, study
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models of this size spend their time waking threads; and sums keep their order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,10 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_job
-import torch
+from one_thread import one_thread as one_thread
 
 from mkd_fast.train import DistillResult
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models of this size spend their time waking threads; and sums keep their order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
