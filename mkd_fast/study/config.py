@@ -116,8 +116,8 @@ class StudyConfig:
 
 
 @dataclass(frozen=True)
-class StudyRecipe:
-    """A whole recipe, resolved."""
+class Sections:
+    """What a recipe may say."""
 
     run: RunConfig = field(default_factory=RunConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -129,6 +129,11 @@ class StudyRecipe:
     train: OptimConfig = field(default_factory=OptimConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+
+
+@dataclass(frozen=True)
+class StudyRecipe(Sections):
+    """A whole recipe, resolved."""
 
     def __post_init__(self) -> None:
         if self.task.kind in ("masked_lm", "causal_lm"):
@@ -176,3 +181,9 @@ class StudyRecipe:
 def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> StudyRecipe:
     """Read a study's recipe; arguments and errors as ``train.recipe.load_as``."""
     return load_as(StudyRecipe, recipe, overrides)
+
+
+def load_whole_grid(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> StudyConfig:
+    """The grid as it stands in the recipe, whatever ``overrides`` make of it."""
+    others = {k: v for k, v in (overrides or {}).items() if not k.startswith("study.")}
+    return load_as(Sections, recipe, others).study

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Self
 
-from mkd_fast.study.config import Objective, Start, StudyRecipe
+from mkd_fast.study.config import Objective, Start, StudyConfig, StudyRecipe
 from mkd_fast.train.corpus import Corpus
 
 # A forward pass takes about a third of a training step.
@@ -77,7 +77,13 @@ class Sizes:
 
 def cells(recipe: StudyRecipe, sizes: Sizes) -> list[Cell]:
     """Every cell once, in the order in which they are run."""
-    study = recipe.study
+    seeds = recipe.study.seeds
+    found = whole_grid(recipe.study)
+    return sorted(found, key=lambda cell: (seeds.index(cell.seed), cost(cell, recipe, sizes)))
+
+
+def whole_grid(study: StudyConfig) -> list[Cell]:
+    """Every cell once, in the order of the recipe's values."""
     main = product(
         study.starts,
         (study.depth,),
@@ -94,8 +100,7 @@ def cells(recipe: StudyRecipe, sizes: Sizes) -> list[Cell]:
         study.fractions,
         study.seeds,
     )
-    found = [Cell(*values) for values in (*main, *others)]  # type: ignore[arg-type]
-    return sorted(found, key=lambda cell: (study.seeds.index(cell.seed), cost(cell, recipe, sizes)))
+    return [Cell(*values) for values in (*main, *others)]  # type: ignore[arg-type]
 
 
 def probes(of: Iterable[Cell], recipe: StudyRecipe) -> Iterator[Probe]:

@@ -86,15 +86,14 @@ def ask(results: StudyResults, resampling: Resampling) -> list[Answer]:
 def questions(results: StudyResults) -> list[Question]:
     """All of them, in the order of the report; some may have no pair."""
     arms = [arm for arm in results.by_arm if arm.depth == DEPTH]
-    most = max(results.present("fraction"))
-    at_most = [arm for arm in arms if arm.fraction == most]
-    least = min(results.present("fraction"))
-    asked = [*_copying_and_distilling(at_most)]
-    if least < most:
+    main, least = results.main_fraction, min(results.present("fraction"))
+    at_main = [arm for arm in arms if arm.fraction == main]
+    asked = [*_copying_and_distilling(at_main)]
+    if least < main:
         asked += _starts(
             [arm for arm in arms if arm.fraction == least], f"at {least:.0%} of the text: "
         )
-    asked += _objectives(at_most)
+    asked += _objectives(at_main)
     asked += _depths(results)
     return asked
 

@@ -59,7 +59,7 @@ def report(results: StudyResults) -> Iterator[Block]:
     """Everything, in the order in which it is read."""
     answers = ask(results, Resampling(results))
     objective = "kl" if "kl" in results.present("objective") else results.present("objective")[0]
-    fraction, num_layers = results.present("fraction")[0], results.present("num_layers")[0]
+    fraction, num_layers = results.main_fraction, results.present("num_layers")[0]
     yield Prose(_what_was_run(results))
     yield Heading("What it says")
     yield Prose(
@@ -88,7 +88,7 @@ def report(results: StudyResults) -> Iterator[Block]:
     yield _picture("learning_curves", "Development score by step", curves)
     yield Heading("What is kept in unseen languages?")
     yield summaries.by_language(results, objective, fraction, num_layers)
-    if len(results.present("fraction")) > 1:
+    if results.present("fraction")[-1] < fraction:
         yield from _with_little_text(results, objective)
     if len(results.present("depth")) > 1:
         yield Heading("Which layers to copy?")
@@ -123,12 +123,12 @@ def report(results: StudyResults) -> Iterator[Block]:
 
 
 def _with_little_text(results: StudyResults, objective: str) -> Iterator[Block]:
-    fractions, depths = results.present("fraction"), results.present("num_layers")
+    least, depths = results.present("fraction")[-1], results.present("num_layers")
     yield Heading("What is left with little text?")
     yield Prose(
-        f"Kept: what a start scores above chance with {fractions[-1]:.0%} of the text, as a share"
-        f" of that with {fractions[0]:.0%}. A start that with this is not half as far above chance"
-        " as the teacher has learnt too little for a share to say anything: —."
+        f"Kept: what a start scores above chance with {least:.0%} of the text, as a share"
+        f" of that with {results.main_fraction:.0%}. A start that with this is not half as far"
+        " above chance as the teacher has learnt too little for a share to say anything: —."
     )
     for num_layers in depths:
         yield summaries.by_fraction(results, objective, num_layers)

@@ -9,7 +9,7 @@ Shapes: G groups of a language's test examples.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,8 +128,8 @@ class StudyResults:
         chance: what guessing all classes alike scores.
         num_train: training sentences, all of them.
         num_test: test sentences.
-        planned: the grid's values of each of an arm's fields, and its seeds.
-        num_planned: how many cells the grid has.
+        planned: the values of each of an arm's fields, and the seeds, that the recipe's grid has.
+        num_planned: how many cells there are in it, and in what was asked for instead.
         num_failed: cells that ended with an error.
     """
 
@@ -159,6 +159,15 @@ class StudyResults:
     def seeds(self) -> tuple[int, ...]:
         """All seeds, rising."""
         return tuple(sorted({cell.seed for cell in self.cells}))
+
+    @cached_property
+    def main_fraction(self) -> float:
+        """The share of the text that most cells have, of several the largest.
+
+        Of a grid that is not finished, a larger one may have a few cells.
+        """
+        cells_of = Counter(cell.arm.fraction for cell in self.cells)
+        return max(cells_of, key=lambda fraction: (cells_of[fraction], fraction))
 
     def present(self, field: str) -> tuple[Any, ...]:
         """The values of an arm's field that occur, in the order in which tables show them."""
@@ -202,8 +211,8 @@ def read_results(folder: Path) -> StudyResults:
             chance=1 / len(info["labels"]) if info["metric"] == "accuracy" else 0.0,
             num_train=info["sizes"]["num_train"],
             num_test=info["sizes"]["num_test"],
-            planned=_planned(info["config"]["study"]),
-            num_planned=len(info["keys"]),
+            planned=_planned(info.get("whole_grid", info["config"]["study"])),
+            num_planned=info.get("num_cells", len(info["keys"])),
             num_failed=len(current) - len(whole),
         )
     except (KeyError, TypeError) as error:

@@ -2,7 +2,7 @@
 
 In the study's folder:
 
-    study.json      the resolved recipe and the keys of the grid's cells
+    study.json      the resolved recipe, the recipe's own grid, the keys of the cells asked for
     teacher.json    the teacher's scores
     groups.json     what each test sentence is not independent of
     probes.jsonl    a row for each learning rate that was tried
@@ -35,8 +35,8 @@ from mkd_fast.study.cells import (
     score_copy,
     score_teacher,
 )
-from mkd_fast.study.config import StudyRecipe, load
-from mkd_fast.study.grid import Cell, Probe, Sizes, cells, cost, probe_cost, probes
+from mkd_fast.study.config import StudyConfig, StudyRecipe, load, load_whole_grid
+from mkd_fast.study.grid import Cell, Probe, Sizes, cells, cost, probe_cost, probes, whole_grid
 from mkd_fast.study.measure import groups_by_language, headline
 from mkd_fast.study.pace import OutOfTimeError, Pace, shown_duration
 from mkd_fast.study.records import Row, Rows, key_of, only_process
@@ -105,7 +105,7 @@ def study(
     with only_process(settings.folder):
         work = Study(settings, started, budget_seconds)
         try:
-            work.run()
+            work.run(load_whole_grid(recipe, overrides))
         except OutOfTimeError:
             progress.say("study: stopped, for the next piece of work would exceed the budget")
         return work.state()
@@ -164,13 +164,17 @@ class Study:
             "teacher": self.shared.teacher_fingerprint,
         }
 
-    def run(self) -> None:
-        """Everything that is missing."""
+    def run(self, whole: StudyConfig) -> None:
+        """Everything that is missing.
+
+        Args:
+            whole: the grid as the recipe has it, of which this call's may be a part.
+        """
         self._describe_teacher()
         self._try_rates()
         keys = {key: cell for cell in self.grid if (key := self.key(cell)) is not None}
         assert len(keys) == len(self.grid), "every rate is tried, and no two cells are alike"
-        self._describe(list(keys))
+        self._describe(list(keys), whole)
         for key, cell in keys.items():
             if key in self.cells:
                 continue
@@ -236,7 +240,7 @@ class Study:
             write_json(path, {"key": key, **score_teacher(self.shared), **self._origin})
         write_json(self.folder / "groups.json", groups_by_language(self.shared.test_part.text))
 
-    def _describe(self, keys: Sequence[str]) -> None:
+    def _describe(self, keys: Sequence[str], whole: StudyConfig) -> None:
         """Write what the study is."""
         corpus = self.shared.corpus
         content: dict[str, Any] = {
@@ -250,6 +254,8 @@ class Study:
             "layer_step_seconds": self._pace.seconds(1.0),
             "fingerprints": self.shared.fingerprints,
             "config": to_dict(self.recipe),
+            "whole_grid": to_dict(whole),
+            "num_cells": len({*whole_grid(whole), *self.grid}),
             "keys": keys,
         }
         write_json(self.folder / STUDY, content)

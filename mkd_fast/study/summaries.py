@@ -77,7 +77,8 @@ def by_fraction(results: StudyResults, objective: str, num_layers: int) -> Table
     rows = []
     for start in results.present("start"):
         arms = [Arm(start, DEPTH, objective, fraction, num_layers) for fraction in fractions]
-        kept = _kept(results, arms[0], arms[-1])
+        main = Arm(start, DEPTH, objective, results.main_fraction, num_layers)
+        kept = _kept(results, main, arms[-1])
         rows.append(TableRow((NAMES[start], *(_both(results, arm) for arm in arms), kept)))
     header = (
         f"start ({NAMES[objective]}, {num_layers} layers)",

@@ -197,6 +197,36 @@ def test_an_unfinished_grid_has_a_report_with_gaps(tmp_path: Path) -> None:
     write_report(tmp_path, tmp_path / "out")
 
 
+def test_a_few_first_cells_with_all_of_the_text_do_not_become_the_main_ones(
+    tmp_path: Path,
+) -> None:
+    starts = ("scratch", "finetuned")
+    much = [arm(start=start, fraction=f) for start in starts for f in (0.1, 0.01)]
+    write_study(tmp_path, [*much, arm(objective="labels")], quality)
+    results = read_results(tmp_path)
+    pairs = [pair for question in questions(results) for pair in question.pairs]
+    assert {arm.fraction for pair in pairs for arm in pair} == {0.1, 0.01}
+    write_report(tmp_path, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "With 10% of the text, where no share of it is named." in text
+    assert "| start, objective (10% of the text) |" in text
+    assert "with 1% of the text, as a share of that with 10%." in text
+    assert "| 100% of the text | 10% of the text | 1% of the text | kept at 1% |" in text
+    table = summaries.by_fraction(results, "kl", 6)
+    kept = {row.cells[0]: row.cells[-1] for row in table.sections[0]}
+    assert "%" in kept["copied, fine-tuned teacher"]
+
+
+def test_where_the_main_share_is_the_least_nothing_is_kept(tmp_path: Path) -> None:
+    arms = [arm(start="scratch", fraction=0.01), arm(fraction=0.01), arm()]
+    write_study(tmp_path, arms, quality)
+    write_report(tmp_path, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "With 1% of the text, where no share of it is named." in text
+    assert "kept at" not in text
+    assert "at 1% of the text: " not in text
+
+
 class Tags(HTMLParser):
     """What is open, and what pages it asks for."""
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from study_rows import GROUP_SIZE, NUM_GROUPS, SEEN, UNSEEN, arm, write_cells, write_study
 
-from mkd_fast.study.results import Arm, Point, read_results
+from mkd_fast.study.results import STARTS, Arm, Point, read_results
 
 NUM = NUM_GROUPS * GROUP_SIZE
 
@@ -69,6 +69,22 @@ def test_values_are_shown_in_the_order_of_the_tables(tmp_path: Path) -> None:
     results = read_results(tmp_path)
     assert results.present("start") == ("scratch", "finetuned")
     assert results.present("fraction") == (1.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("shares", "main"),
+    [
+        pytest.param((0.01, 0.01, 1.0), 0.01, id="most cells"),
+        pytest.param((0.01, 0.1, 0.1, 0.01), 0.1, id="of as many the largest"),
+        pytest.param((0.1,), 0.1, id="the only one"),
+    ],
+)
+def test_the_main_share_of_the_text_is_that_of_most_cells(
+    tmp_path: Path, shares: tuple[float, ...], main: float
+) -> None:
+    arms = [arm(start=s, fraction=f) for f, s in zip(shares, STARTS, strict=False)]
+    write_study(tmp_path, arms, lambda *_: 0.5, seeds=(0,))
+    assert read_results(tmp_path).main_fraction == main
 
 
 def test_a_study_without_a_finished_cell_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tiny_study import NUM_CELLS, NUM_PROBES, rows_of, without_clock
 
 from mkd_fast.study import run as running
 from mkd_fast.study.records import only_process
+from mkd_fast.study.results import read_results
 from mkd_fast.study.run import predict, study
 
 LANGUAGES = {"de": 6, "en": 6, "sw": 9}
@@ -133,6 +134,9 @@ def test_another_grid_keeps_old_rows_as_stale(finished, recipe):
     assert (second.num_cells, second.num_finished, second.num_stale) == (2, 2, 2)
     assert len(rows_of(first.folder)) == 4
     assert "2 stale rows" in str(second)
+    results = read_results(second.folder)
+    assert (len(results.cells), results.num_planned) == (2, NUM_CELLS)
+    assert (results.planned["start"], results.planned["seed"]) == (("scratch", "finetuned"), (0, 1))
     longer = study(recipe, {**few, "study.starts": '["scratch"]', "train.epochs": "3"})
     # What has more sentences takes more steps; the other has min_steps as before.
     assert (longer.num_cells, longer.num_finished, longer.num_stale) == (2, 2, 3)
