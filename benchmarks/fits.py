@@ -20,10 +20,11 @@ from mkd_fast.benchmarks import results
 from mkd_fast.evaluate.tables import Table, TableRow
 from mkd_fast.train.config import Config, from_dict
 from mkd_fast.train.planning.advice import Change
-from mkd_fast.train.planning.stages import CAPTURE, TRAIN, predict
+from mkd_fast.train.planning.stages import CAPTURE, FINETUNE, TRAIN, predict
 from mkd_fast.train.planning.workload import FromLength
 
 BUDGETS_GIB = (4, 8, 16, 24, 80)
+STAGES = (TRAIN, CAPTURE, FINETUNE)
 _PROCESS_BYTES = 480 << 20  # as on the machine on which plan.csv was measured
 _COLUMNS = ("model", "parameters", "stage", "settings", "predicted_gib")
 
@@ -64,6 +65,7 @@ class Model:
                 "teacher": {"model": str(folder)},
                 "capture": {"keep": keep, "batch_size": rows},
                 "student": {"vocabulary": "all"},
+                "finetune": optim,
                 "train": optim,
             }
         )
@@ -115,16 +117,19 @@ MODELS = (
 )
 
 
-def settings(config: Config) -> Iterator[tuple[str, Config]]:
-    """Names of settings, each added to those before, and the recipe with them."""
-    added: list[tuple[str, Change]] = [
-        ("parts", Change({("train", "accumulate"): config.train.batch_size}, "")),
-        ("twice", Change({("train", "checkpointing"): True}, "")),
-        ("8 bits", Change({("train", "optimizer"): "adamw8bit"}, "")),
-    ]
-    if config.capture.keep == "hidden":
-        added.append(("sampled", Change({("capture", "keep"): "sampled:50"}, "")))
+def settings(config: Config, stage: str) -> Iterator[tuple[str, Config]]:
+    """Names of settings for a stage, each added to those before, and the recipe with them."""
     yield "as it is", config
+    if stage == CAPTURE:
+        return
+    section, optim = ("train", config.train) if stage == TRAIN else ("finetune", config.finetune)
+    added: list[tuple[str, Change]] = [
+        ("parts", Change({(section, "accumulate"): optim.batch_size}, "")),
+        ("twice", Change({(section, "checkpointing"): True}, "")),
+        ("8 bits", Change({(section, "optimizer"): "adamw8bit"}, "")),
+    ]
+    if stage == TRAIN and config.capture.keep == "hidden":
+        added.append(("sampled", Change({("capture", "keep"): "sampled:50"}, "")))
     for name, change in added:
         config = change.of(config)
         yield name, config
@@ -135,15 +140,11 @@ def rows_of(model: Model, folder: Path, length: int) -> Iterator[dict[str, objec
     model.save(folder)
     source, config = FromLength(length), model.config(folder)
 
-    def row(stage: str, name: str, config: Config) -> dict[str, object]:
-        peak = predict(config, source.workload(config), stage, _PROCESS_BYTES)
-        weights = peak.parts["weights"]
-        gib = peak.num_bytes / 2**30
-        return dict(zip(_COLUMNS, (model.name, weights // 4, stage, name, gib), strict=True))
-
-    for name, changed in settings(config):
-        yield row(TRAIN, name, changed)
-    yield row(CAPTURE, "as it is", config)
+    for stage in STAGES:
+        for name, changed in settings(config, stage):
+            peak = predict(changed, source.workload(changed), stage, _PROCESS_BYTES)
+            parameters, gib = peak.parts["weights"] // 4, peak.num_bytes / 2**30
+            yield dict(zip(_COLUMNS, (model.name, parameters, stage, name, gib), strict=True))
 
 
 def table(rows: list[results.Row], stage: str) -> str:
@@ -183,7 +184,7 @@ def main() -> None:
             sys.stdout.flush()
     results.write_rows(out / "fits.csv", _COLUMNS, rows)
     read = results.read_rows(out / "fits.csv")
-    markdown = "\n".join(table(read, stage) for stage in (TRAIN, CAPTURE))
+    markdown = "\n".join(table(read, stage) for stage in STAGES)
     (out / "fits.md").write_text(markdown, encoding="utf-8")
     sys.stdout.write(markdown)
 

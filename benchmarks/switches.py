@@ -30,6 +30,7 @@ from mkd_fast.train.tasks import DistillTask
 CPU = torch.device("cpu")
 SWITCHES: dict[str, dict[str, Any]] = {
     "as it is": {},
+    "attention model": {"attention": "model"},
     "optimizer adamw_foreach": {"optimizer": "adamw_foreach"},
     "checkpointing": {"checkpointing": True},
     "accumulate 4": {"accumulate": 4},

@@ -46,9 +46,9 @@ class Size:
     num_heads: int = 6
     sample_tokens: int = 64
     num_calibration: int = 16  # samples
-    num_held_out: int = 6
-    batch_size: int = 2
-    num_steps: int = 8
+    num_held_out: int = 16
+    batch_size: int = 4
+    num_steps: int = 40
     learning_rate: float = 3e-4
 
 

@@ -70,8 +70,7 @@ class Job:
     def optim(self) -> OptimConfig:
         """Of ours, and what the others are set to: the rest are torch's defaults for all."""
         precision = "float32" if self.precision == "float64" else self.precision
-        attention: Literal["model", "eager"] = "eager" if self.is_bfloat16 else "model"
-        return OptimConfig(1, self.batch_size, precision=precision, attention=attention)
+        return OptimConfig(1, self.batch_size, precision=precision)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -142,7 +142,7 @@ def fit(
     with (
         sigterm_noted() as is_terminated,
         closing(shares),
-        attention(model, config.attention),
+        attention(model, config, device) as choose_attention,
         layer_calls(model, compile=config.compile, checkpointing=config.checkpointing),
         progress.bar(name, len(rows), done.steps, shown=shows_progress) as bar,
     ):
@@ -156,6 +156,7 @@ def fit(
             now = task.at(number, len(rows))
             for part in share.parts:
                 parallel.sum_gradients(trained_over, after=part is share.parts[-1])
+                choose_attention(part.step.batch)
                 step = to_device(part.step, device)
                 with autocast(device, config.precision):
                     out = now.loss(trained_over, step)

@@ -38,8 +38,8 @@ class OptimConfig:
             them too, of CUDA devices.
         checkpointing: activations within a layer are not kept but computed again: the same
             numbers, for a third more time in much less memory.
-        attention: "eager" computes attention by plain matrix products, which on CPUs is several
-            times faster in bfloat16 where sequences are short; "model", as the model was loaded.
+        attention: "model" computes attention as the model was loaded; "eager" by plain matrix
+            products; "auto" by these where they are faster, see ``attention.py``.
         freeze: beginnings of parameter names that stay as they are.
         checkpoint_every: steps between checkpoints.
         log_every: steps between progress lines and metric rows.
@@ -61,7 +61,7 @@ class OptimConfig:
     packing: int = 0
     compile: Literal["no", "layers", "cuda_graphs"] = "no"
     checkpointing: bool = False
-    attention: Literal["model", "eager"] = "model"
+    attention: Literal["auto", "model", "eager"] = "auto"
     freeze: tuple[str, ...] = ()
     checkpoint_every: int = 100
     log_every: int = 10

@@ -71,9 +71,10 @@ def rehearse_step(
             )
         ledger.open()
         with (
-            attention(model, config.attention),
+            attention(model, config, device) as choose_attention,
             layer_calls(model, compile="no", checkpointing=config.checkpointing),
         ):
+            choose_attention(step.batch)
             for _ in range(min(config.accumulate, 2)):  # the second part adds to gradients
                 ledger.moment = ACTIVATIONS
                 with _noting_head(model, ledger), _cast(device, config):
