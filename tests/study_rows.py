@@ -41,7 +41,7 @@ def write_study(
     *,
     seeds: tuple[int, ...] = (0, 1, 2),
     seed: int = 0,
-    span_f1: bool = False,
+    metric: str = "accuracy",
 ) -> list[dict[str, Any]]:
     """A study's folder; quality(arm, language) is the chance that an example comes out right.
 
@@ -54,18 +54,27 @@ def write_study(
 
     def correct(chance: float, language: str) -> Any:
         right = generator.random(num) < chance + hard[language]
-        if span_f1:
+        if metric == "span_f1":
             return {
                 "tp": right.astype(int).tolist(),
                 "fp": [0] * num,
                 "fn": (~right).astype(int).tolist(),
             }
+        if metric == "masked_accuracy":  # of two tokens a text
+            return {"right": (2 * right).astype(int).tolist(), "tokens": [2] * num}
         return np.packbits(right).tobytes().hex()
 
-    def of_model(chance: Callable[[str], float]) -> dict[str, Any]:
-        return {"parameters": 13_000_000, "correct": {x: correct(chance(x), x) for x in groups}}
+    def scores(chance: float) -> dict[str, float]:
+        beside = {"perplexity": 10 / chance, "kl_to_teacher": 1 - chance}
+        return {metric: chance, "n": num, **(beside if metric == "masked_accuracy" else {})}
 
-    metric = "span_f1" if span_f1 else "accuracy"
+    def of_model(chance: Callable[[str], float]) -> dict[str, Any]:
+        return {
+            "parameters": 13_000_000,
+            "correct": {x: correct(chance(x), x) for x in groups},
+            "scores": {x: scores(chance(x)) for x in groups},
+        }
+
     before = {x: {metric: 0.3 if x in SEEN else 0.2, "n": num} for x in groups}
     rows = []
     for fields in arms:
@@ -91,8 +100,9 @@ def write_study(
     folder.mkdir(parents=True, exist_ok=True)
     info = {
         "name": "made up",
-        "task": "sequence_classification",
+        "task": "masked_lm" if metric == "masked_accuracy" else "sequence_classification",
         "metric": metric,
+        "chance": {"accuracy": 0.25, "span_f1": 0.0, "masked_accuracy": 0.1}[metric],
         "seen": SEEN,
         "unseen": UNSEEN,
         "labels": ["dim", "off", "on", "open"],

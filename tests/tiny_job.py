@@ -98,10 +98,16 @@ def tokenizer(*, has_mask: bool = False) -> PreTrainedTokenizerFast:
     return unigram(words, letters=string.ascii_lowercase, has_mask=has_mask)
 
 
-def write_encoder(folder: Path, seed: int = 0, model_class: type[BertModel] = BertModel) -> Path:
+def write_encoder(
+    folder: Path,
+    seed: int = 0,
+    model_class: type[BertModel] = BertModel,
+    *,
+    has_mask: bool = False,
+) -> Path:
     """A random encoder of four layers, as ``save_pretrained`` writes it, perhaps with a head."""
     torch.manual_seed(seed)
-    pieces = tokenizer(has_mask=model_class is not BertModel)
+    pieces = tokenizer(has_mask=has_mask or model_class is not BertModel)
     config = BertConfig(
         vocab_size=len(pieces),
         hidden_size=32,

@@ -32,6 +32,9 @@ epochs = 6
 batch_size = 8
 learning_rate = 3e-3
 
+[capture]
+keep = "{keep}"
+
 [loss]
 temperature = 2.0
 hidden_weight = 1.0
@@ -58,28 +61,41 @@ curve_rows = 8
 NUM_CELLS, NUM_PROBES = 20, 8
 
 
-def write_study(folder: Path, *, is_tagged: bool = False) -> Path:
-    """Encoder, text in two seen languages and one unseen, and the recipe; returns its path."""
+def write_study(folder: Path, *, kind: str = "sequence_classification") -> Path:
+    """Encoder, text in two seen languages and one unseen, and the recipe; returns its path.
+
+    The encoder has no head for the task; a causal language model is one already.
+    """
     sentences, write = tiny_job.sentences, tiny_job.write_rows
+    says_tokens = kind in ("masked_lm", "causal_lm")
     train = sentences(("de", "en"), ("lamp", "light"))
-    # Dev text is in other words than test text.
     rows = sentences(("de", "en"), ("lantern",))
+    if says_tokens:  # every word is to be said, so none of them is new: what is new is their order
+        rows = sentences(("de", "en"), ("lamp", "light", "lantern"))
+        held_out = [(number + number // 3) % 3 == 2 for number in range(len(rows))]
+        train = [row for row, is_out in zip(rows, held_out, strict=True) if not is_out]
+        rows = [row for row, is_out in zip(rows, held_out, strict=True) if is_out]
     dev, test = rows[::2], rows[1::2] + sentences(("sw",), ("lantern",))
     vocabulary = folder / "vocabulary.txt"
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary.write_text("\n".join(row["text"] for row in sentences(("sw",), ("lamp",))))
-    if is_tagged:
+    if kind == "causal_lm":
+        encoder = tiny_job.write_decoder(folder / "encoder")
+    else:
+        encoder = tiny_job.write_encoder(folder / "encoder", has_mask=says_tokens)
+    if kind == "token_classification":
         train, dev, test = map(tiny_job.tagged, (train, dev, test))
     recipe = folder / "recipe.toml"
     recipe.write_text(
         RECIPE.format(
             folder=folder / "run",
-            kind="token_classification" if is_tagged else "sequence_classification",
+            kind=kind,
+            keep="hidden" if says_tokens else "logits",
             train=write(folder / "train.jsonl", train),
             dev=write(folder / "dev.jsonl", dev),
             test=write(folder / "test.jsonl", test),
             vocabulary=vocabulary,
-            encoder=tiny_job.write_encoder(folder / "encoder"),
+            encoder=encoder,
         ),
         encoding="utf-8",
     )

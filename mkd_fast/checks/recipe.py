@@ -68,9 +68,10 @@ def wrong_type(place: str, key: str, wanted: object, value: object) -> TypeError
 
 def source_of_another_task(source: str, kind: str) -> ValueError:
     """Text without the labels that the task is about."""
+    for_kinds = {"home_intents": "sequence_classification", "home_text": "masked_lm or causal_lm"}
     return value_error(
         "recipe: [task]",
-        f'source = "{source}" has a label for each text, for "sequence_classification"',
+        f'source = "{source}" is text for {for_kinds[source]}',
         repr(kind),
         'Set data.source = "files" or "hub", and name text of the task.',
     )

@@ -41,13 +41,34 @@ def teacher_not_pretrained() -> ValueError:
     )
 
 
-def not_a_classification(kind: str) -> ValueError:
-    """Students are compared by what they get right, sample by sample."""
+def objectives_of_classifiers(kind: str, objectives: Sequence[str]) -> ValueError:
+    """A head that is the embeddings, and learns with them, reads no hidden states for free."""
+    return value_error(
+        "recipe: [study]",
+        f"objectives and depth_objective must be among labels, kl and kl_hidden where task.kind ="
+        f' "{kind}"',
+        ", ".join(objectives),
+        "Squared errors of logits are for small label sets, and hidden states alone teach no head.",
+    )
+
+
+def no_study_of_chats() -> ValueError:
+    """Languages are compared by the sentences that they have."""
     return value_error(
         "study",
-        "task.kind must be one of sequence_classification and token_classification",
-        repr(kind),
-        "Run recipes of other tasks one by one with mkd-fast distill.",
+        "a language model's text must be running text, with the columns text and language",
+        "chats",
+        "Distil chats one by one with mkd-fast distill.",
+    )
+
+
+def language_without_tokens(languages: Sequence[str]) -> ValueError:
+    """Nothing can be scored in a language none of whose tokens a student can say."""
+    return value_error(
+        "study",
+        "the students' vocabulary must have some of the tokens to be said in each language",
+        f"none in {', '.join(languages)}",
+        'Name text in them in data.vocabulary_text, or set study.vocabulary = "all".',
     )
 
 

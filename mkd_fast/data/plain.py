@@ -1,7 +1,8 @@
 """Running text: sentences or documents in a language each, and nothing that they are labelled with.
 
 Files are JSONL, CSV or Parquet with the columns ``text`` and ``language``, or ``.txt``, a text a
-line, whose language is then "und", undetermined.
+line, whose language is then "und", undetermined. A column ``group``, where there is one, names what
+a row is not independent of.
 """
 
 import hashlib
@@ -19,11 +20,15 @@ COLUMNS = ("text", "language")
 
 @dataclass(frozen=True)
 class RunningText:
-    """Texts with a language each."""
+    """Texts with a language each.
+
+    ``groups`` names what a text is a part of, one a text: texts of a group are not independent.
+    """
 
     texts: list[str]
     languages: list[str]
     label_names: tuple[str, ...] = ()
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         """Return the number of texts."""
@@ -40,15 +45,25 @@ class RunningText:
         """The languages, each once, sorted."""
         return tuple(sorted(set(self.languages)))
 
+    @property
+    def strata(self) -> list[int]:
+        """What a part should hold as often as the whole, besides languages: nothing."""
+        return [0] * len(self)
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """The texts as rows that ``json`` writes and ``load_running`` reads."""
-        for text, language in zip(self.texts, self.languages, strict=True):
-            yield {"text": text, "language": language}
+        groups = [{}] * len(self) if self.groups is None else [{"group": g} for g in self.groups]
+        for text, language, group in zip(self.texts, self.languages, groups, strict=True):
+            yield {"text": text, "language": language, **group}
 
     def select(self, indices: Iterable[int]) -> Self:
         """Return the texts at ``indices``, in that order."""
         rows = list(indices)
-        return type(self)([self.texts[row] for row in rows], [self.languages[row] for row in rows])
+        return type(self)(
+            [self.texts[row] for row in rows],
+            [self.languages[row] for row in rows],
+            groups=None if self.groups is None else [self.groups[row] for row in rows],
+        )
 
 
 def load_running(
@@ -67,4 +82,7 @@ def load_running(
         TypeError: a column of another type than text.
     """
     place, table = read_table(source, COLUMNS, (*SUFFIXES, ".txt"))
-    return RunningText(strings(place, table, "text"), strings(place, table, "language"))
+    groups = strings(place, table, "group") if "group" in table.column_names else None
+    return RunningText(
+        strings(place, table, "text"), strings(place, table, "language"), groups=groups
+    )

@@ -26,7 +26,9 @@ WHEEL = Wheel(
     sha256="8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c",
 )
 
-_MEMBER = re.compile(r"homeassistant/components/.+/translations/(.+)\.json")
+_MEMBER = re.compile(
+    r"homeassistant/components/(?P<integration>.+)/translations/(?P<language>.+)\.json"
+)
 _NAMES_IN_WHEEL = {"zh": "zh-Hans"}
 _SENTENCE = re.compile(r".*[.!?…。！？][\"'»”」)]?")
 # What is filled in later, and links: no text.
@@ -49,22 +51,36 @@ def running_text(
         ValueError: a language that the package lacks.
         RuntimeError: pip could not fetch exactly the pinned wheel.
     """
+    return {
+        language: list(_first(texts.values(), max_bytes))
+        for language, texts in named_documents(languages).items()
+    }
+
+
+def named_documents(languages: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The same, all of it, each document by the name of its integration.
+
+    Arguments and errors as ``running_text``.
+    """
     with zipfile.ZipFile(_wheel()) as archive:
         members = _members(archive)
         for language in languages:
             if _NAMES_IN_WHEEL.get(language, language) not in members:
                 raise checks.unknown_text_language(language, sorted(members))
         # A translation keeps the English sentence where nobody has translated it yet.
-        english = {line for text in _documents(archive, members["en"]) for line in text.split("\n")}
-        documents = {
-            language: _documents(
-                archive,
-                members[_NAMES_IN_WHEEL.get(language, language)],
-                without=english if language != "en" else set(),
+        english = {
+            line for _, text in _documents(archive, members["en"]) for line in text.split("\n")
+        }
+        return {
+            language: dict(
+                _documents(
+                    archive,
+                    members[_NAMES_IN_WHEEL.get(language, language)],
+                    without=english if language != "en" else set(),
+                )
             )
             for language in languages
         }
-        return {language: list(_first(texts, max_bytes)) for language, texts in documents.items()}
 
 
 def _wheel() -> Path:
@@ -83,21 +99,26 @@ def _members(archive: zipfile.ZipFile) -> dict[str, list[str]]:
     members: dict[str, list[str]] = {}
     for name in sorted(archive.namelist()):
         if match := _MEMBER.fullmatch(name):
-            members.setdefault(match[1], []).append(name)
+            members.setdefault(match["language"], []).append(name)
     return members
 
 
 def _documents(
     archive: zipfile.ZipFile, members: Iterable[str], without: Iterable[str] = ()
-) -> Iterator[str]:
-    """Yield what is new in each file: no sentence twice, and none of ``without``."""
+) -> Iterator[tuple[str, str]]:
+    """Yield each integration's name, and what is new in its file.
+
+    No sentence comes twice, and none of ``without``.
+    """
     seen = set(without)
     for member in members:
         said = dict.fromkeys(_sentences(json.loads(archive.read(member))))
         new = [sentence for sentence in said if sentence not in seen]
         seen.update(new)
         if new:
-            yield "\n".join(new)
+            match = _MEMBER.fullmatch(member)
+            assert match is not None, "_members() found it"
+            yield match["integration"], "\n".join(new)
 
 
 def _sentences(strings: Any) -> Iterator[str]:

@@ -106,7 +106,7 @@ def train(
     model = models.to_device(student, shared.device)
     order = balanced_order(text.strata, text.languages, seed=cell.seed)
     rows = sorted(order[: num_rows(cell.fraction, len(text))])
-    has_new_head = cell.start == "pretrained" and cell.objective != "hidden"
+    has_new_head = cell.start == "pretrained" and cell.objective != "hidden" and shared.head_names
     curve = Curve(model, shared, curve_at)
     curve.see(FitResult())
     result = fit(

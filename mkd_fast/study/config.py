@@ -136,11 +136,12 @@ class StudyRecipe(Sections):
     """A whole recipe, resolved."""
 
     def __post_init__(self) -> None:
-        if self.task.kind in ("masked_lm", "causal_lm"):
-            raise checks.not_a_classification(self.task.kind)
+        asked = (*self.study.objectives, self.study.depth_objective)
+        if self.task.says_tokens and {"logit_mse", "hidden"} & {*asked}:
+            raise checks.objectives_of_classifiers(self.task.kind, asked)
         if self.teacher.finetuned:
             raise checks.teacher_not_pretrained()
-        if self.data.source != "home_intents" and not self.data.dev:
+        if not self.data.is_built and not self.data.dev:
             raise checks.no_dev_text()
         if self.train.packing or self.data.language_temperature != 1.0:
             raise checks.fed_otherwise()
@@ -148,6 +149,7 @@ class StudyRecipe(Sections):
             raise checks.frozen_students(self.train.freeze)
         if "kl_hidden" in self.study.objectives and not self.loss.hidden_weight:
             raise checks.no_hidden_weight()
+        _ = self.run_config()  # what no run can be made with is told before anything is
 
     def run_config(self) -> Config:
         """The run that has all of the shared work, in the folder ``shared`` of the study's own."""

@@ -2,20 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 from mkd_fast.checks import study as checks
 from mkd_fast.data import LabelledText, TaggedText
 from mkd_fast.data.batches import Batch, EvaluationBatches
+from mkd_fast.data.plain import RunningText
 from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.evaluate.metrics import Predictions, predict
 from mkd_fast.evaluate.scores import LanguageScore
 from mkd_fast.study.shared import Part, Shared
+from mkd_fast.study.spoken import METRICS, listen
 from mkd_fast.train.classification import Classification
 from mkd_fast.train.device import autocast
 
@@ -23,9 +24,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class Measured(Protocol):
+    """What a model said of a part of the text; ``Classified``, or ``spoken.Spoken``."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy with the labels, in nats."""
+
+    @property
+    def score(self) -> float:
+        """The headline score, all languages taken together."""
+
+    def by_language(self) -> dict[str, dict[str, float]]:
+        """Scores of each language, and how many samples it has."""
+
+    def correct(self) -> dict[str, Any]:
+        """For each language what each of its samples adds to the score, in their order."""
+
+
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """What a model said of a part of the text.
+class Classified:
+    """What a classifier said of a part of the text.
 
     Args:
         found: predicted and true classes.
@@ -42,16 +61,14 @@ class Measured:
     @property
     def score(self) -> float:
         """The headline score, all languages taken together."""
-        together: Any = self.part.text
-        together = replace(together, languages=["all"] * len(self.part))
-        (whole,) = self._scores(together)
+        (whole,) = self._scores(replace(self._text, languages=["all"] * len(self.part)))
         return next(iter(whole.values.values()))
 
     def by_language(self) -> dict[str, dict[str, float]]:
         """Scores of each language, and how many samples it has."""
         return {
             score.language: {**score.values, "n": score.num_samples}
-            for score in self._scores(self.part.text)
+            for score in self._scores(self._text)
         }
 
     def correct(self) -> dict[str, Any]:
@@ -62,13 +79,19 @@ class Measured:
         """
         outcomes = self.task.outcomes(self.found, self.part.text, self.part.tokens)
         written: dict[str, Any] = {}
-        for language, rows in rows_by_language(self.part.text).items():
+        for language, rows in self.part.rows_by_language().items():
             if "correct" in outcomes:
                 bits = outcomes["correct"][rows].astype(bool)
                 written[language] = np.packbits(bits).tobytes().hex()
             else:
                 written[language] = {name: of[rows].tolist() for name, of in outcomes.items()}
         return written
+
+    @property
+    def _text(self) -> LabelledText | TaggedText:
+        text = self.part.text
+        assert not isinstance(text, RunningText), "it has classes"
+        return text
 
     def _scores(self, text: LabelledText | TaggedText) -> tuple[LanguageScore, ...]:
         scored = self.task.score_predictions(
@@ -79,22 +102,24 @@ class Measured:
 
 def headline(shared: Shared) -> str:
     """The name of the score that a study is about."""
-    return shared.task.measures[0].name
+    if isinstance(shared.kind, Classification):
+        return shared.kind.measures[0].name
+    return METRICS[shared.config.task.kind]
 
 
-def rows_by_language(text: LabelledText | TaggedText) -> dict[str, NDArray[np.int64]]:
-    """Row numbers of each language, in the order of the text."""
-    languages = np.array(text.languages)
-    return {name: np.flatnonzero(languages == name) for name in text.languages_present}
+def chance(shared: Shared) -> float:
+    """What a model scores that reads nothing.
 
-
-def groups_by_language(text: LabelledText | TaggedText) -> dict[str, list[str]]:
-    """For each language, what each sample is not independent of; itself where nothing is known."""
-    groups = text.groups
-    return {
-        language: [str(row) if groups is None else groups[row] for row in rows.tolist()]
-        for language, rows in rows_by_language(text).items()
-    }
+    Classes guessed all alike; or, of tokens, always the one that training text has most often to be
+    said: a mean over languages.
+    """
+    if headline(shared) == "accuracy":
+        return 1 / len(shared.corpus.train.label_names)
+    if isinstance(shared.kind, Classification):
+        return 0.0
+    labels, part = shared.train_part.tokens.labels, shared.test_part
+    commonest = np.bincount(labels[labels != NO_LABEL]).argmax()
+    return float(np.mean([(of == commonest).mean() for of in part.labels_by_language().values()]))
 
 
 class _Summing(nn.Module):
@@ -135,11 +160,14 @@ def measure(model: "PreTrainedModel", part: Part, shared: Shared) -> Measured:
     Raises:
         FloatingPointError: its logits are not finite.
     """
-    recipe, summing = shared.recipe, _Summing(model)
-    batches = EvaluationBatches(part.tokens, recipe.evaluate.batch_size)
+    recipe, batch_size = shared.recipe, shared.recipe.evaluate.batch_size
     with autocast(shared.device, recipe.train.precision):
+        if not isinstance(shared.kind, Classification):
+            return listen(model, part, headline(shared), batch_size, shared.token_map)
+        summing = _Summing(model)
+        batches = EvaluationBatches(part.tokens, batch_size)
         found = predict(summing, summing.noting(batches), shared.device)
-    return Measured(found, summing.mean_loss, part, shared.task)
+    return Classified(found, summing.mean_loss, part, shared.kind)
 
 
 def size_of(model: "PreTrainedModel") -> dict[str, int]:

@@ -19,6 +19,7 @@ import numpy as np
 from torch import nn
 
 from mkd_fast.data.batches import length_grouped_batches
+from mkd_fast.data.tokens import TokenisedText
 from mkd_fast.losses import LossOutput, LossSpec
 from mkd_fast.study.config import Objective
 from mkd_fast.study.shared import Shared
@@ -50,15 +51,15 @@ class SomeSteps:
 
     Args:
         task: how a step is read, and its loss.
-        lengths: tokens of every row of the text.
-        rows: those that are trained on.
+        text: in the model's token ids.
+        rows: the texts of it that are trained on.
         num_steps: all of them are in epoch 0.
         batch_size: rows a step.
         seed: of their order.
     """
 
     task: Task
-    lengths: np.ndarray[tuple[int], np.dtype[np.int64]]
+    text: TokenisedText
     rows: Sequence[int]
     num_steps: int
     batch_size: int
@@ -74,16 +75,19 @@ class SomeSteps:
         return replace(self, task=self.task.at(step, num_steps))
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """The rows of each step."""
+        """The samples of each step."""
         assert epoch == 0, "everything is in one"
-        lengths, steps = self.lengths[list(self.rows)], list[list[int]]()
+        is_chosen = np.isin(self.text.texts_of_epoch(), self.rows)
+        steps = list[list[int]]()
         for number in count():
             if len(steps) >= self.num_steps:
                 break
-            steps += length_grouped_batches(
-                lengths, batch_size=self.batch_size, seed=self.seed, epoch=number
+            samples = self.text.rows_of_epoch(number)[is_chosen]
+            batches = length_grouped_batches(
+                self.text.lengths[samples], batch_size=self.batch_size, seed=self.seed, epoch=number
             )
-        return [[self.rows[number] for number in step] for step in steps[: self.num_steps]]
+            steps += [samples[batch].tolist() for batch in batches]
+        return steps[: self.num_steps]
 
     def read(self, rows: Sequence[int]) -> Step:
         """As the task does."""
@@ -112,7 +116,7 @@ def task_of(
         shared: the text and the teacher's outputs.
         objective: what is minimised.
         layers: the teacher's layers that the student's are matched with.
-        rows: of the training text.
+        rows: of the training text, a sentence each.
         num_steps: how many steps.
         seed: of the rows' order.
     """
@@ -125,4 +129,4 @@ def task_of(
         matched = pairs if spec.hidden_weight else ()
         teaching = Teaching(shared.teacher_text, shared.cache, spec, matched, shared.token_map)
         task = shared.kind.distill_task(tokens, batch_size, seed, teaching)
-    return SomeSteps(task, tokens.lengths, rows, num_steps, batch_size, seed)
+    return SomeSteps(task, tokens, rows, num_steps, batch_size, seed)

@@ -19,6 +19,12 @@ from mkd_fast.study.summaries import NAMES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TASKS = {
+    "sequence_classification": "Sequence classification",
+    "token_classification": "Token classification",
+    "masked_lm": "Masked language modelling",
+    "causal_lm": "Causal language modelling",
+}
 RAW = ("cells.jsonl", "probes.jsonl", "teacher.json", "groups.json", "study.json")
 # Of the authors' model cards: XLM-R base on MASSIVE, 52 languages, 12 -> 6 layers.
 PUBLISHED = (
@@ -82,6 +88,8 @@ def report(results: StudyResults) -> Iterator[Block]:
     yield Heading("Is copying worth more than distilling?")
     yield summaries.overview(results, fraction)
     yield _picture("heat_map", "Score by start and objective", figures.heat_map(results, fraction))
+    if results.says_tokens:
+        yield summaries.beside(results, fraction)
     yield Heading("How fast does each start learn?")
     yield summaries.speed(results, objective, num_layers)
     curves = figures.learning_curves(results, objective, num_layers)
@@ -99,11 +107,12 @@ def report(results: StudyResults) -> Iterator[Block]:
     yield _picture("size", "Parameters against the score", size)
     yield Heading("All comparisons")
     yield Prose(
-        "Intervals and p-values come from test examples (whole templates, where examples are made"
-        f" of them) and seeds, resampled {NUM_RESAMPLES:,} times, crossed and paired; languages and"
-        " models stay as they are. Of one seed, they speak of other sentences and not of other"
-        " seeds; of three, what seeds do is known roughly. p-values are two-sided and adjusted for"
-        " all rows (Holm); ≤: no resample was on the other side of 0."
+        "Intervals and p-values come from test examples (whole templates or documents, where"
+        " examples are parts of them) and seeds, resampled"
+        f" {NUM_RESAMPLES:,} times, crossed and paired; languages and models stay as they are."
+        " Of one seed, they speak of other sentences and not of other seeds; of three, what seeds"
+        " do is known roughly. p-values are two-sided and adjusted for all rows (Holm); ≤: no"
+        " resample was on the other side of 0."
     )
     yield summaries.answers(answers)
     yield Heading("Learning rates")
@@ -148,9 +157,10 @@ def _what_was_run(results: StudyResults) -> str:
     failed = f", {results.num_failed} of them failed," if results.num_failed else ""
     hours = sum(cell.seconds for cell in results.cells) / 3600
     missing = "; ".join(_missing(results))
+    of_chance = "saying the commonest token always scores" if results.says_tokens else "chance is"
     return (
-        f"{results.task.replace('_', ' ').capitalize()}, scored by {NAMES[results.metric]}; chance"
-        f" is {100 * results.chance:.1f} %. All of the text are {results.num_train:,} training"
+        f"{TASKS[results.task]}, scored by {NAMES[results.metric]}; {of_chance}"
+        f" {100 * results.chance:.1f} %. All of the text are {results.num_train:,} training"
         f" sentences, and there are {results.num_test:,} to test on. The fine-tuned teacher has"
         f" {teacher.parameters / 1e6:.1f} million parameters and scores {scores}."
         f" {state}{failed} with {summaries.seeds(len(results.seeds))} are in this report; they"

@@ -1,9 +1,10 @@
 """What a study wrote, read back: cells, the teacher, and what each test example weighs.
 
 A cell is one trained student. An arm is what cells that differ in nothing but their seed have in
-common. Every score is a ratio of sums over test examples (accuracy: right ones / all; span F1:
-2 tp / (2 tp + fp + fn)), kept by the group of examples that stand or fall together, such as the
-sentences of one template; that is what the statistics resample.
+common. Every score is a ratio of sums over test examples (accuracy, and tokens that were found:
+right ones / all; span F1: 2 tp / (2 tp + fp + fn)), kept by the group of examples that stand or
+fall together, such as the sentences of one template or document; that is what the statistics
+resample.
 
 Shapes: G groups of a language's test examples.
 """
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mkd_fast.checks import study as checks
+from mkd_fast.study.spoken import METRICS
 
 STARTS = ("scratch", "embeddings", "pretrained", "finetuned")
 OBJECTIVES = ("labels", "logit_mse", "kl", "kl_hidden", "hidden")
@@ -63,11 +65,13 @@ class Model:
         parameters: how many it has.
         dev: score on the seen languages' development text, at the end.
         sums: of the headline score, by language.
+        scores: of each language, by the names of all that was measured.
     """
 
     parameters: int
     dev: float
     sums: Mapping[str, Sums]
+    scores: Mapping[str, Mapping[str, float]]
 
     def score(self, languages: Iterable[str]) -> float:
         """Mean of the languages' scores, each counted once."""
@@ -125,7 +129,7 @@ class StudyResults:
         unseen: languages that were only tested.
         teacher: the fine-tuned teacher.
         cells: the students.
-        chance: what guessing all classes alike scores.
+        chance: what a model scores that reads nothing (``measure.chance``).
         num_train: training sentences, all of them.
         num_test: test sentences.
         planned: the values of each of an arm's fields, and the seeds, that the recipe's grid has.
@@ -154,6 +158,11 @@ class StudyResults:
         for cell in self.cells:
             found[cell.arm][cell.seed] = cell
         return dict(found)
+
+    @property
+    def says_tokens(self) -> bool:
+        """Whether its models are language models."""
+        return self.metric in METRICS.values()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -208,7 +217,7 @@ def read_results(folder: Path) -> StudyResults:
             unseen=tuple(info["unseen"]),
             teacher=Model(**_of_model(teacher, groups)),
             cells=tuple(_cell(row, groups) for row in whole),
-            chance=1 / len(info["labels"]) if info["metric"] == "accuracy" else 0.0,
+            chance=info["chance"] if "chance" in info else _chance(info),
             num_train=info["sizes"]["num_train"],
             num_test=info["sizes"]["num_test"],
             planned=_planned(info.get("whole_grid", info["config"]["study"])),
@@ -217,6 +226,11 @@ def read_results(folder: Path) -> StudyResults:
         )
     except (KeyError, TypeError) as error:
         raise checks.malformed_study(folder, error) from error
+
+
+def _chance(info: Mapping[str, Any]) -> float:
+    """Of a folder that says nothing of it."""
+    return 1 / len(info["labels"]) if info["metric"] == "accuracy" else 0.0
 
 
 def _planned(grid: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -243,15 +257,18 @@ def _cell(row: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> Cell:
 
 def _of_model(row: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     sums = {language: _sums(found, groups[language]) for language, found in row["correct"].items()}
-    return {"parameters": row["parameters"], "dev": row["dev"], "sums": sums}
+    named = {name: row[name] for name in ("parameters", "dev", "scores")}
+    return {**named, "sums": sums}
 
 
 def _sums(found: str | Mapping[str, Sequence[int]], groups: Sequence[str]) -> Sums:
-    """Of one language: bits of right answers in hexadecimal digits, or spans a sentence."""
+    """Of one language: bits of right answers in hexadecimal digits, tokens or spans a sentence."""
     _, group_of = np.unique(np.asarray(groups), return_inverse=True)
     if isinstance(found, str):
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(found), np.uint8), count=len(groups))
         counted, whole = bits.astype(np.float64), np.ones(len(groups))
+    elif "tokens" in found:
+        counted, whole = (np.asarray(found[name], np.float64) for name in ("right", "tokens"))
     else:
         tp, fp, fn = (np.asarray(found[name], np.float64) for name in ("tp", "fp", "fn"))
         counted, whole = 2 * tp, 2 * tp + fp + fn

@@ -37,7 +37,7 @@ from mkd_fast.study.cells import (
 )
 from mkd_fast.study.config import StudyConfig, StudyRecipe, load, load_whole_grid
 from mkd_fast.study.grid import Cell, Probe, Sizes, cells, cost, probe_cost, probes, whole_grid
-from mkd_fast.study.measure import groups_by_language, headline
+from mkd_fast.study.measure import chance, headline
 from mkd_fast.study.pace import OutOfTimeError, Pace, shown_duration
 from mkd_fast.study.records import Row, Rows, key_of, only_process
 from mkd_fast.study.shared import Shared, limited
@@ -238,7 +238,7 @@ class Study:
         if (read_json(path) or {}).get("key") != key:
             progress.say("study: testing the teacher")
             write_json(path, {"key": key, **score_teacher(self.shared), **self._origin})
-        write_json(self.folder / "groups.json", groups_by_language(self.shared.test_part.text))
+        write_json(self.folder / "groups.json", self.shared.test_part.groups_by_language())
 
     def _describe(self, keys: Sequence[str], whole: StudyConfig) -> None:
         """Write what the study is."""
@@ -250,6 +250,7 @@ class Study:
             "seen": corpus.seen,
             "unseen": corpus.unseen,
             "labels": corpus.train.label_names,
+            "chance": chance(self.shared),
             "sizes": to_dict(self.shared.sizes),
             "layer_step_seconds": self._pace.seconds(1.0),
             "fingerprints": self.shared.fingerprints,

@@ -11,37 +11,78 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mkd_fast import progress
+from mkd_fast.checks import study as checks
 from mkd_fast.data import LabelledText, TaggedText, Text, TokenisedText
+from mkd_fast.data.chats import Chats
+from mkd_fast.data.plain import RunningText
 from mkd_fast.data.splits import balanced_order
+from mkd_fast.data.tokens import NO_LABEL, Pieces
 from mkd_fast.files import read_json, write_json
 from mkd_fast.layer_list import find_layer_list, layers_of
-from mkd_fast.student import TokenMap, copy_init
+from mkd_fast.student import copy_init
 from mkd_fast.study.config import StudyConfig, StudyRecipe
 from mkd_fast.study.grid import Sizes
+from mkd_fast.study.spoken import TeacherSaid
 from mkd_fast.teacher.cache.manifest import MANIFEST
 from mkd_fast.teacher.pretrained import resolve_model
 from mkd_fast.train import models
-from mkd_fast.train.classification import Classification
 from mkd_fast.train.corpus import Corpus
 from mkd_fast.train.kinds import kind_of
+from mkd_fast.train.language_model import LanguageModel
 from mkd_fast.train.run import Run
 from mkd_fast.train.run_names import COPIED
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+StudyText = LabelledText | TaggedText | RunningText
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Text of a study as labels, languages and token ids."""
+    """Text of a study as labels, languages and token ids.
 
-    text: LabelledText | TaggedText
+    Args:
+        text: what a person reads.
+        tokens: the same in a model's token ids.
+        teacher_said: of a language model's text that is tested, what its teacher says there.
+    """
+
+    text: StudyText
     tokens: TokenisedText
+    teacher_said: TeacherSaid | None = None
 
     def __len__(self) -> int:
-        """Return the number of samples."""
+        """Return the number of texts."""
         return len(self.text)
+
+    def rows_by_language(self) -> dict[str, NDArray[np.int64]]:
+        """Numbers of each language's texts, in their order."""
+        languages = np.array(self.text.languages)
+        return {name: np.flatnonzero(languages == name) for name in self.text.languages_present}
+
+    def groups_by_language(self) -> dict[str, list[str]]:
+        """For each language, what each text is not independent of: itself where none is named."""
+        groups = self.text.groups
+        return {
+            language: [str(row) if groups is None else groups[row] for row in rows.tolist()]
+            for language, rows in self.rows_by_language().items()
+        }
+
+    def labels_by_language(self) -> dict[str, NDArray[np.int64]]:
+        """For each language, the tokens that are to be said."""
+        tokens = self.tokens
+        assert isinstance(tokens, Pieces), "it is a language model's text"
+        texts = np.repeat(tokens.texts, tokens.lengths)
+        texts[tokens.labels == NO_LABEL] = -1
+        return {
+            language: tokens.labels[np.isin(texts, rows)]
+            for language, rows in self.rows_by_language().items()
+        }
 
 
 def limited(corpus: Corpus, study: StudyConfig) -> Corpus:
@@ -54,9 +95,9 @@ def limited(corpus: Corpus, study: StudyConfig) -> Corpus:
     )
 
 
-def _limited(text: Text | None, most: int) -> LabelledText | TaggedText:
+def _limited(text: Text | None, most: int) -> StudyText:
     """At most so many sentences of each language, in the order of the text."""
-    assert isinstance(text, (LabelledText, TaggedText)), "the recipe names it, with labels"
+    text = _of_a_study(text)
     if not most:
         return text
     left, kept = dict.fromkeys(text.languages_present, most), []
@@ -67,6 +108,13 @@ def _limited(text: Text | None, most: int) -> LabelledText | TaggedText:
     return text.select(sorted(kept))
 
 
+def _of_a_study(text: Text | None) -> StudyText:
+    if isinstance(text, Chats):
+        raise checks.no_study_of_chats()
+    assert isinstance(text, StudyText), "the recipe names it"
+    return text
+
+
 class Shared(Run):
     """The shared work of a study, in the folder ``shared`` of the study's own."""
 
@@ -74,10 +122,8 @@ class Shared(Run):
         self.recipe = recipe
         self._layers: dict[tuple[str, int], tuple[int, ...]] = {}
         config = recipe.run_config()
-        kind = kind_of(config)
-        assert isinstance(kind, Classification), "the recipe sees to it"
-        self.task = kind
-        teacher = models.skeleton_of(resolve_model(config.teacher.model), kind.auto_class)
+        auto_class = kind_of(config).auto_class
+        teacher = models.skeleton_of(resolve_model(config.teacher.model), auto_class)
         self.num_teacher_layers = len(layers_of(teacher, find_layer_list("study", teacher)))
         every = tuple(range(self.num_teacher_layers))
         super().__init__(replace(config, student=replace(config.student, depth=every)))
@@ -115,16 +161,41 @@ class Shared(Run):
         }
         return tuple((layer + 1, layer + 1) for layer in sorted(kept))
 
-    def part(self, text: Text | None, folder: str | Path | None = None) -> Part:
-        """Some text in the students' token ids, or in those of the model in a folder."""
-        assert isinstance(text, (LabelledText, TaggedText)), "the recipe names it, with labels"
-        tokenizer = models.load_tokenizer(str(folder or self.copied))
-        return Part(text, self.task.tokenise(text, tokenizer))
+    @cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The students'."""
+        return models.load_tokenizer(str(self.copied))
+
+    @cached_property
+    def _teacher_tokenizer(self) -> "PreTrainedTokenizerFast":
+        return models.load_tokenizer(self.teacher_folder)
+
+    def part(self, text: Text | None, *, for_teacher: bool = False) -> Part:
+        """Some text that models are tested on, in the students' token ids, or the teacher's."""
+        text = _of_a_study(text)
+        if isinstance(self.kind, LanguageModel):
+            return self._spoken_part(text, self.kind, for_teacher)
+        tokenizer = self._teacher_tokenizer if for_teacher else self._tokenizer
+        return Part(text, self.kind.tokenise(text, tokenizer))
+
+    def _spoken_part(self, text: StudyText, kind: LanguageModel, for_teacher: bool) -> Part:
+        """The same places hidden for all, and the same tokens to be said."""
+        full = kind.examined(text, self._teacher_tokenizer)
+        tokens = kind.student_text(text, full, self._tokenizer, self.token_map)
+        theirs = replace(full, labels=tokens.labels)
+        teacher = models.to_device(self._loaded(self.teacher_folder), self.device)
+        batch_size = self.recipe.evaluate.batch_size
+        teacher_said = TeacherSaid.of(teacher, theirs, batch_size, self.token_map)
+        part = Part(text, theirs if for_teacher else tokens, teacher_said)
+        if absent := [name for name, of in part.labels_by_language().items() if not len(of)]:
+            raise checks.language_without_tokens(absent)
+        return part
 
     @cached_property
     def train_part(self) -> Part:
         """What students are trained on."""
-        return self.part(self.corpus.train)
+        text, theirs = _of_a_study(self.corpus.train), self.teacher_text
+        return Part(text, self.kind.student_text(text, theirs, self._tokenizer, self.token_map))
 
     @cached_property
     def test_part(self) -> Part:
@@ -155,18 +226,17 @@ class Shared(Run):
 
     @cached_property
     def pretrained_parent(self) -> "PreTrainedModel":
-        """The same of the model before fine-tuning; its head is random."""
+        """The same of the model before fine-tuning; a head that it has not is random."""
         folder = self.folder / "pretrained"
         if not folder.exists():
             source = resolve_model(self.config.teacher.model)
             progress.say(f"study: trimming {source} as the teacher was")
-            model = self._loaded(source)
-            token_map = TokenMap.load(self.copied)
+            model = self.kind.load(source, self.corpus.train.label_names, new_head_seed=0)
+            token_map = self.token_map
             keep = None if token_map is None else token_map.keep_token_ids
             every = tuple(range(self.num_teacher_layers))
             copied = copy_init(model, every, keep_token_ids=keep)
-            tokenizer = models.load_tokenizer(str(self.copied))
-            models.save_folder(folder, copied, tokenizer, token_map)
+            models.save_folder(folder, copied, self._tokenizer, token_map)
         return self._loaded(folder)
 
     @cached_property
@@ -206,6 +276,7 @@ class Shared(Run):
 
     def teacher_parts(self) -> tuple["PreTrainedModel", Part, Part]:
         """The fine-tuned teacher itself, and curve and test text in its own token ids."""
-        folder = self.teacher_folder
-        curve, test = self.part(self.curve_part.text, folder), self.part(self.corpus.test, folder)
-        return self._loaded(folder), curve, test
+        curve, test = (
+            self.part(text, for_teacher=True) for text in (self.curve_part.text, self.corpus.test)
+        )
+        return self._loaded(self.teacher_folder), curve, test

@@ -5,7 +5,7 @@ from statistics import fmean, median, stdev
 
 from mkd_fast.evaluate.tables import Table, TableRow
 from mkd_fast.study.questions import DEPTH, Answer
-from mkd_fast.study.results import SEEN, UNSEEN, Arm, Cell, StudyResults
+from mkd_fast.study.results import SEEN, UNSEEN, Arm, Cell, Model, StudyResults
 
 NO_VALUE = "—"
 GOOD_SHARE = 0.9  # of the teacher's development score: how fast a student learns
@@ -24,7 +24,12 @@ NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
     "span_f1": "span F1",
+    "masked_accuracy": "masked tokens found",
+    "next_accuracy": "next tokens found",
+    "perplexity": "perplexity",
+    "kl_to_teacher": "KL to the teacher",
 }
+BESIDE = {"perplexity": ".0f", "kl_to_teacher": ".2f"}  # of language models, and how it is written
 
 
 def title(name: str) -> str:
@@ -46,29 +51,66 @@ def at_chance(results: StudyResults, fraction: float) -> list[str]:
 def overview(results: StudyResults, fraction: float) -> Table:
     """A row for each start and objective; seen / unseen, for each number of layers."""
     depths = results.present("num_layers")
-    sections = tuple(
-        tuple(
-            TableRow(
-                (
-                    f"{NAMES[start]}, {NAMES[objective]}",
-                    *(
-                        _both(results, Arm(start, DEPTH, objective, fraction, layers))
-                        for layers in depths
-                    ),
-                )
-            )
-            for objective in results.present("objective")
-            if any(
-                Arm(start, DEPTH, objective, fraction, layers) in results.by_arm
-                for layers in depths
-            )
-        )
-        for start in results.present("start")
-    )
+    sections = _starts_and_objectives(results, fraction, lambda arm: (_both(results, arm),))
     teacher = TableRow(("teacher", *(_of_teacher(results) for _ in depths)), strong=True)
     copied = TableRow((f"{NAMES['finetuned']}, untrained", *(_before(results, n) for n in depths)))
     header = (f"start, objective ({fraction:.0%} of the text)", *(f"{n} layers" for n in depths))
     return Table(_caption(results), header, ((teacher, copied), *sections))
+
+
+def beside(results: StudyResults, fraction: float) -> Table:
+    """Of language models, what else was measured; rows and columns as in ``overview``."""
+
+    def both(models: Sequence[Model]) -> list[str]:
+        return [
+            " / ".join(_of_groups(results, lambda some, name=name: _value(models, name, some)))  # type: ignore[misc]
+            for name in BESIDE
+        ]
+
+    def cells(arm: Arm) -> list[str]:
+        of_arm = _cells(results, arm)
+        return both(of_arm) if of_arm else [NO_VALUE] * len(BESIDE)
+
+    depths = results.present("num_layers")
+    teacher = TableRow(("teacher", *both([results.teacher]) * len(depths)), strong=True)
+    sections = _starts_and_objectives(results, fraction, cells)
+    header = (
+        f"start, objective ({fraction:.0%} of the text)",
+        *(f"{NAMES[name]}, {n} layers" for n in depths for name in BESIDE),
+    )
+    caption = (
+        "Perplexity of a token to be said, and KL to the teacher in nats a token, in seen / unseen"
+        f" languages: means over languages and {seeds(len(results.seeds))}; less is better"
+    )
+    return Table(caption, header, ((teacher,), *sections))
+
+
+def _value(models: Sequence[Model], name: str, languages: Sequence[str]) -> str:
+    return format(fmean(m.scores[x][name] for m in models for x in languages), BESIDE[name])
+
+
+def _starts_and_objectives(
+    results: StudyResults, fraction: float, cells: Callable[[Arm], Sequence[str]]
+) -> tuple[tuple[TableRow, ...], ...]:
+    """A section for each start, a row for each of its objectives, and some cells for each depth."""
+
+    def arms(start: str, objective: str) -> list[Arm]:
+        depths = results.present("num_layers")
+        return [Arm(start, DEPTH, objective, fraction, layers) for layers in depths]
+
+    return tuple(
+        tuple(
+            TableRow(
+                (
+                    f"{NAMES[start]}, {NAMES[objective]}",
+                    *(cell for arm in arms(start, objective) for cell in cells(arm)),
+                )
+            )
+            for objective in results.present("objective")
+            if any(arm in results.by_arm for arm in arms(start, objective))
+        )
+        for start in results.present("start")
+    )
 
 
 def by_fraction(results: StudyResults, objective: str, num_layers: int) -> Table:

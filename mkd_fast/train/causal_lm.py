@@ -15,6 +15,7 @@ from mkd_fast.data.plain import RunningText, load_running
 from mkd_fast.data.tokens import Pieces
 from mkd_fast.evaluate.language_model import score_language_model
 from mkd_fast.evaluate.scores import ModelScores
+from mkd_fast.train.examiner import AGREED
 from mkd_fast.train.language_model import LanguageModel, languages_of
 from mkd_fast.train.task_kinds import Examined
 
@@ -69,7 +70,7 @@ class CausalLanguageModel(LanguageModel):
         num_bytes = np.add.reduceat(of_labels, text.offsets[:-1])
         return score_language_model(
             examined.name,
-            np.column_stack([sums, num_bytes]),
+            np.column_stack([sums[:, : AGREED + 1], num_bytes]),
             languages_of(examined, text),
             seen_languages=examined.seen,
         )

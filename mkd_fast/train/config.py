@@ -64,13 +64,19 @@ class TaskConfig:
         "sequence_classification"
     )
 
+    @property
+    def says_tokens(self) -> bool:
+        """Whether its models are language models."""
+        return self.kind in ("masked_lm", "causal_lm")
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """``[data]``: labelled text by language.
 
     Args:
-        source: "home_intents" (built from PyPI packages), "files" or "hub".
+        source: "home_intents" or, for language models, "home_text" (both built from PyPI packages),
+            "files" or "hub".
         train, test: files with columns text, label, language (JSONL, CSV, Parquet), or, where
             words are tagged, tokens, tags, language (JSONL, Parquet); or, for language models,
             text, language, or lines (.txt), or chats with messages, language (JSONL, Parquet), a
@@ -95,7 +101,7 @@ class DataConfig:
             proportion to n^(1 / T): as it is at 1, all languages alike at inf.
     """
 
-    source: Literal["home_intents", "files", "hub"] = "files"
+    source: Literal["home_intents", "home_text", "files", "hub"] = "files"
     train: str = ""
     dev: str = ""
     test: str = ""
@@ -126,6 +132,11 @@ class DataConfig:
             raise checks.temperature_below_one(self.language_temperature)
         if self.mask_share > 1.0:
             raise checks.share_out_of_range("recipe: [data]", "mask_share", self.mask_share)
+
+    @property
+    def is_built(self) -> bool:
+        """Whether this package makes the text, and splits it itself."""
+        return self.source in ("home_intents", "home_text")
 
 
 @dataclass(frozen=True)
@@ -275,8 +286,11 @@ class Config:
                 raise checks.packed_texts(section)
         if self.train.accumulate > 1 and self.loss.reduction != "mean":
             raise checks.reduction_of_parts(self.loss.reduction)
-        if self.data.source == "home_intents" and not has_labels:
-            raise checks.source_of_another_task(self.data.source, self.task.kind)
+        source, says_tokens = self.data.source, self.task.says_tokens
+        if (source == "home_intents" and not has_labels) or (
+            source == "home_text" and not says_tokens
+        ):
+            raise checks.source_of_another_task(source, self.task.kind)
         if self.data.entity_types and not tags_words:
             raise checks.entity_types_without_tags(self.task.kind)
         if self.loss.ignore_index != NO_LABEL and not has_labels:
@@ -284,7 +298,6 @@ class Config:
         splits_otherwise = self.student.vocabulary == "used" and self.student.coverage < 1.0
         if splits_otherwise and (not has_labels or self.matches_states):
             raise checks.targets_of_other_tokens(self.student.coverage)
-        says_tokens = self.task.kind in ("masked_lm", "causal_lm")
         if self.capture.keep == ("logits" if says_tokens else "hidden"):
             raise checks.kept_of_another_task(self.capture.keep, self.task.kind)
 

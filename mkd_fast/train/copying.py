@@ -31,7 +31,7 @@ def trimmed_tokenizer(
         config: of the run.
     """
     data, coverage = config.data, config.student.coverage
-    if corpus.unseen and data.source != "home_intents" and not data.vocabulary_text:
+    if corpus.unseen and not data.is_built and not data.vocabulary_text:
         progress.say(
             "student: WARNING, its vocabulary is that of the training text, which may "
             f"lack words of {' '.join(corpus.unseen)}; name text in them in "

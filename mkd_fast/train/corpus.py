@@ -74,6 +74,8 @@ def make(
         label_names: of a teacher that is a classifier already; None takes the text's.
         read: the task's reader of files and datasets.
     """
+    if config.source == "home_text":
+        return _home_text(config, seed)
     if config.source == "home_intents":
         corpus = _home_intents(config, seed)  # which refuses text that leaks
         if label_names is not None and tuple(label_names) != corpus.train.label_names:
@@ -114,6 +116,14 @@ def _home_intents(config: DataConfig, seed: int) -> Corpus:
     if config.unseen:
         options = replace(options, unseen=config.unseen)
     built = build(options)
+    return Corpus(built.train, built.test, built.vocabulary_text, built.dev)
+
+
+def _home_text(config: DataConfig, seed: int) -> Corpus:
+    from mkd_fast.data import home_text
+
+    seen, unseen = config.seen or home_text.SEEN, config.unseen or home_text.UNSEEN
+    built = home_text.build(seen, unseen, seed=seed)
     return Corpus(built.train, built.test, built.vocabulary_text, built.dev)
 
 

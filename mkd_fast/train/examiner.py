@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mkd_fast import progress
 from mkd_fast.data.batches import PickedBatch, collate, evaluation_batches, labelled_only
 from mkd_fast.data.tokens import Pieces
 from mkd_fast.losses import LossSpec, TeacherHead, kd_loss
+from mkd_fast.student import TokenMap
 from mkd_fast.train import models
 from mkd_fast.train.heads import BehindHead, behind_head, into_head
 from mkd_fast.train.loop import to_device
@@ -26,14 +27,16 @@ if TYPE_CHECKING:
 # What the logits of both sides take at a time.
 _CHUNK_BYTES = 64 << 20
 # The columns of the sums.
-KL, CROSS_ENTROPY, TOKENS, AGREED = range(4)
-_NUM_SUMS = 4
+KL, CROSS_ENTROPY, TOKENS, AGREED, RIGHT = range(5)
+NUM_SUMS = 5
+# A head with its input, and what is done behind it.
+Said = tuple[TeacherHead, BehindHead]
 
 
 def sums_of_pieces(
     examined: Examined, ours: Pieces, theirs: Pieces, teacher: "PreTrainedModel"
 ) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
-    """KL, cross-entropy, count, and how often both find the same token likeliest; [N, 4].
+    """KL, cross-entropy, count, how often both find one token likeliest, and it is right; [N, 5].
 
     Args:
         examined: the model.
@@ -46,25 +49,33 @@ def sums_of_pieces(
         (examined.model.eval(), ours),
         (models.to_device(teacher, device).eval().requires_grad_(False), theirs),
     )
-    sums_N4 = torch.zeros(len(ours), _NUM_SUMS, dtype=torch.float64, device=device)
+    sums_N5 = torch.zeros(len(ours), NUM_SUMS, dtype=torch.float64, device=device)
     batches = evaluation_batches(ours.lengths, batch_size=examined.batch_size)
     with torch.inference_mode(), progress.bar(f"evaluate {examined.name}", len(ours)) as bar:
         for rows in bar.over(batches, len):
-            (ours_of, batch), (theirs_of, _) = (_head(examined, *side, rows) for side in sides)
+            (ours_of, batch), (theirs_of, _) = (
+                said(*side, rows, examined.token_map) for side in sides
+            )
             samples_M = batch.sample_ids[batch.positions // batch.input_ids.shape[1]]
-            values_M4 = torch.cat(list(_values(ours_of, theirs_of, batch.labels)))
-            sums_N4.index_add_(0, samples_M, values_M4.double())
-    found: np.ndarray[tuple[int, int], np.dtype[np.float64]] = sums_N4.cpu().numpy()
+            values_M5 = torch.cat(list(values_of(ours_of, theirs_of, batch.labels)))
+            sums_N5.index_add_(0, samples_M, values_M5.double())
+    found: np.ndarray[tuple[int, int], np.dtype[np.float64]] = sums_N5.cpu().numpy()
     return found
 
 
-def _head(
-    examined: Examined, model: nn.Module, text: Pieces, rows: Sequence[int]
-) -> tuple[tuple[TeacherHead, BehindHead], PickedBatch]:
-    """Head and its input, over the student's vocabulary whosever it is."""
-    batch = to_device(labelled_only(collate(text, rows)), examined.device)
+def said(
+    model: "PreTrainedModel", text: Pieces, rows: Sequence[int], token_map: TokenMap | None
+) -> tuple[Said, PickedBatch]:
+    """Head and its input at some samples' labels, over the student's vocabulary whosever it is.
+
+    Args:
+        model: the student, or its teacher.
+        text: in its token ids.
+        rows: the samples.
+        token_map: the student's vocabulary within the teacher's; None where it is the same.
+    """
+    batch = to_device(labelled_only(collate(text, rows)), model.device)
     head, _ = into_head(model, batch)
-    token_map = examined.token_map
     if token_map is not None and len(head.weight) > len(token_map.keep_token_ids):
         restricted = token_map.target(head)
         assert isinstance(restricted, TeacherHead), "it stays of its kind"
@@ -72,11 +83,7 @@ def _head(
     return (head, behind_head(model.config)), batch
 
 
-def _values(
-    ours: tuple[TeacherHead, BehindHead],
-    theirs: tuple[TeacherHead, BehindHead],
-    labels_M: Tensor,
-) -> Iterator[Tensor]:
+def values_of(ours: Said, theirs: Said, labels_M: Tensor) -> Iterator[Tensor]:
     """What each token adds to the sums, some tokens at a time."""
     (our_head, our_logits), (their_head, their_logits) = ours, theirs
     spec = LossSpec(
@@ -95,5 +102,6 @@ def _values(
             for head in (our_head, their_head)
         )
         out = kd_loss(q, p, labels_M[part], spec=spec)
-        agrees = (q.argmax(-1) == p.argmax(-1)).to(out.kd.dtype)
-        yield torch.stack([out.kd, out.ce, torch.ones_like(out.kd), agrees], -1)
+        likeliest = q.argmax(-1)
+        agrees, is_right = likeliest == p.argmax(-1), likeliest == labels_M[part]
+        yield torch.stack([out.kd, out.ce, torch.ones_like(out.kd), agrees, is_right], -1)

@@ -70,17 +70,26 @@ def load_classifier(
 def new_parameters(
     name: str, label_names: tuple[str, ...], *, auto_class: str = SEQUENCE
 ) -> list[str]:
-    """Names of the parameters that a classifier of a pretrained model has and that model has not.
+    """Names of the parameters that a model of a task has and the pretrained model has not.
 
-    Arguments and errors as ``load_classifier``.
+    A parameter that is another's too, as a head that is tied to the embeddings, is not among them.
+
+    Args:
+        name: folder or hub name of the pretrained model.
+        label_names: of a classifier; none of a language model.
+        auto_class: of ``transformers``.
+
+    Raises:
+        ValueError: transformers cannot load it; the message names it.
     """
     import transformers
 
+    of_classes = {"num_labels": len(label_names)} if label_names else {}
     with told_by_name(name), quiet_transformers():
-        _, found = getattr(transformers, auto_class).from_pretrained(
-            name, num_labels=len(label_names), output_loading_info=True
+        model, found = getattr(transformers, auto_class).from_pretrained(
+            name, output_loading_info=True, **of_classes
         )
-    return sorted(found["missing_keys"])
+    return sorted(set(found["missing_keys"]) & dict(model.named_parameters()).keys())
 
 
 @torch.no_grad()

@@ -54,3 +54,26 @@ def test_what_no_study_can_be_run_with_is_told(recipe, change, words):
     change = {"study.objectives": '["kl", "kl_hidden"]', **change}
     with pytest.raises(ValueError, match=re.escape(words)):
         load(recipe, change)
+
+
+@pytest.mark.parametrize("kind", ["masked_lm", "causal_lm"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"study.objectives": '["kl", "hidden"]'},
+        {"study.objectives": '["logit_mse"]'},
+        {"study.depth_objective": '"hidden"'},
+    ],
+    ids=["hidden", "logit_mse", "depth_objective"],
+)
+def test_language_models_are_not_taught_by_what_classifiers_are(recipe, change, kind):
+    words = f'must be among labels, kl and kl_hidden where task.kind = "{kind}", got'
+    change = {"study.objectives": '["kl"]', **change, "task.kind": f'"{kind}"'}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        load(recipe, {**change, "capture.keep": '"hidden"'})
+
+
+def test_what_no_run_can_be_made_with_is_told_when_the_recipe_is_read(recipe):
+    change = {"task.kind": '"masked_lm"', "study.objectives": '["kl"]'}
+    with pytest.raises(ValueError, match=r'keep must suit task.kind = "masked_lm"'):
+        load(recipe, change)

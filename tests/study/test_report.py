@@ -165,10 +165,40 @@ def test_who_has_learnt_next_to_nothing_is_named(tmp_path: Path) -> None:
     assert "At chance" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("span_f1", "shown"), [(True, "Span F1, %"), (False, "Accuracy, %")])
-def test_a_score_has_its_name(tmp_path: Path, span_f1: bool, shown: str) -> None:
-    write_study(tmp_path, [arm()], quality, seeds=(0,), span_f1=span_f1)
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [
+        ("span_f1", "Span F1, %"),
+        ("accuracy", "Accuracy, %"),
+        ("masked_accuracy", "Masked tokens found, %"),
+    ],
+)
+def test_a_score_has_its_name(tmp_path: Path, metric: str, shown: str) -> None:
+    write_study(tmp_path, [arm()], quality, seeds=(0,), metric=metric)
     assert summaries.by_language(read_results(tmp_path), "kl", 1.0, 6).caption == shown
+
+
+def test_of_language_models_perplexity_and_kl_stand_beside_the_score(tmp_path: Path) -> None:
+    arms = [arm(), arm(start="scratch"), arm(start="scratch", num_layers=3)]
+    rows = write_study(tmp_path, arms, quality, seeds=(0,), metric="masked_accuracy")
+    table = summaries.beside(read_results(tmp_path), 1.0)
+    (teacher,), (scratch,), (copied,) = table.sections
+    assert table.header[1:3] == ("perplexity, 6 layers", "KL to the teacher, 6 layers")
+    assert teacher.cells == ("teacher", *["11 / 11", "0.10 / 0.10"] * 2)
+    found = [
+        fmean(rows[1]["scores"][x][name] for x in group)
+        for name in ("perplexity", "kl_to_teacher")
+        for group in (SEEN, UNSEEN)
+    ]
+    assert scratch.cells[1] == f"{found[0]:.0f} / {found[1]:.0f}"
+    assert scratch.cells[2] == f"{found[2]:.2f} / {found[3]:.2f}"
+    assert copied.cells[3:] == ("—", "—")  # there is no such student of three layers
+    write_report(tmp_path, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Masked language modelling, scored by masked tokens found; saying the commonest" in text
+    assert "token always scores 10.0 %." in text
+    assert "| KL to the teacher, 3 layers |" in text
+    assert "Sequence classification" not in text
 
 
 def test_rates_at_an_end_of_those_tried_are_marked(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_a_score_is_the_mean_over_languages_of_the_share_of_right_answers(tmp_pa
 
 
 def test_span_f1_is_of_the_sums_over_sentences(tmp_path: Path) -> None:
-    row = write_study(tmp_path, [arm()], lambda *_: 0.6, seeds=(0,), span_f1=True)[0]
+    row = write_study(tmp_path, [arm()], lambda *_: 0.6, seeds=(0,), metric="span_f1")[0]
     counts = {name: np.array(row["correct"]["de"][name]) for name in ("tp", "fp", "fn")}
     counts["fp"][:7] = 1
     row["correct"]["de"] = {name: values.tolist() for name, values in counts.items()}
@@ -35,6 +36,27 @@ def test_span_f1_is_of_the_sums_over_sentences(tmp_path: Path) -> None:
     found = read_results(tmp_path).cells[0].score(["de"])
     assert found == pytest.approx(2 * tp / (2 * tp + fp + fn))
     assert read_results(tmp_path).chance == 0.0
+
+
+def test_tokens_that_were_found_are_a_share_of_all(tmp_path: Path) -> None:
+    row = write_study(tmp_path, [arm()], lambda *_: 0.6, seeds=(0,), metric="masked_accuracy")[0]
+    counts = row["correct"]["de"]
+    counts["tokens"][:9] = [5] * 9
+    write_cells(tmp_path, [row])
+    results = read_results(tmp_path)
+    share = sum(counts["right"]) / sum(counts["tokens"])
+    assert results.cells[0].score(["de"]) == pytest.approx(share)
+    assert results.cells[0].scores["de"]["perplexity"] == row["scores"]["de"]["perplexity"]
+    assert (results.says_tokens, results.chance) == (True, 0.1)
+
+
+def test_a_folder_that_does_not_say_what_chance_is_has_classes(tmp_path: Path) -> None:
+    write_study(tmp_path, [arm()], lambda *_: 0.5)
+    info = json.loads((tmp_path / "study.json").read_text())
+    del info["chance"]
+    (tmp_path / "study.json").write_text(json.dumps(info))
+    assert read_results(tmp_path).chance == 1 / 4
+    assert not read_results(tmp_path).says_tokens
 
 
 def test_rows_of_an_older_grid_and_failed_ones_are_left_out(tmp_path: Path) -> None:

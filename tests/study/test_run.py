@@ -8,8 +8,11 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
+import tiny_job
 import tiny_study
+import torch
 from tiny_study import NUM_CELLS, NUM_PROBES, rows_of, without_clock
 
 from mkd_fast.study import run as running
@@ -236,7 +239,7 @@ def test_a_study_of_tagged_words(tmp_path):
     """Spans are counted for each sentence, and the counts give the scores."""
     few = {"study.seeds": "[0]", "study.fractions": "[1.0]", "study.min_steps": "40"}
     objectives = '["kl_hidden", "hidden", "labels"]'
-    recipe = tiny_study.write_study(tmp_path, is_tagged=True)
+    recipe = tiny_study.write_study(tmp_path, kind="token_classification")
     state = study(recipe, {**few, "study.objectives": objectives, "finetune.epochs": "30"})
     assert state.num_finished == state.num_cells == 2 * 3 + 1
     assert state.num_failed == 0
@@ -251,3 +254,72 @@ def test_a_study_of_tagged_words(tmp_path):
             assert row["scores"][language]["span_f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
     rows = [row for row in rows_of(state.folder) if row["start"] == "finetuned"]
     assert max(row["curve"][-1]["dev"] for row in rows) > 0.5
+
+
+def assert_tokens_are_counted(row, metric):
+    """The counts of each text give the scores."""
+    assert row["metric"] == metric
+    assert set(row["scores"]) == set(row["correct"]) == set(LANGUAGES)
+    for language, counts in row["correct"].items():
+        assert {len(found) for found in counts.values()} == {LANGUAGES[language]}
+        assert all(np.less_equal(counts["right"], counts["tokens"]))
+        scores = row["scores"][language]
+        assert scores["n"] == LANGUAGES[language]
+        assert scores[metric] == pytest.approx(sum(counts["right"]) / sum(counts["tokens"]))
+        assert scores["perplexity"] > 1.0
+
+
+def test_a_study_of_masked_text(tmp_path):
+    """All starts, hidden states too; what is hidden is the same for all, the teacher included."""
+    few = {
+        "study.starts": '["scratch", "embeddings", "pretrained", "finetuned"]',
+        "study.objectives": '["labels", "kl", "kl_hidden"]',
+        "study.seeds": "[0]",
+        "study.depths": "[]",
+        "finetune.epochs": "30",
+        "loss.temperature": "1.0",
+    }
+    recipe = tiny_study.write_study(tmp_path, kind="masked_lm")
+    state = study(recipe, few)
+    assert state.num_finished == state.num_cells == 4 * 3 * 2
+    assert state.num_failed == 0
+    teacher = json.loads((state.folder / "teacher.json").read_text())
+    budget = 256 * torch.finfo().eps
+    assert max(of["kl_to_teacher"] for of in teacher["scores"].values()) < budget
+    rows = rows_of(state.folder)
+    for row in (teacher, *rows):
+        assert_tokens_are_counted(row, "masked_accuracy")
+        for language, counts in row["correct"].items():
+            assert counts["tokens"] == teacher["correct"][language]["tokens"]
+    results = read_results(state.folder)
+    seen = {arm.start: [] for arm in results.by_arm}
+    for row in rows:
+        if row["fraction"] == 1.0:
+            seen[row["start"]].append(row["curve"][-1]["loss"])
+    assert max(seen["finetuned"]) < min(seen["scratch"])
+    assert results.teacher.dev > results.chance > 0.0
+
+
+def test_a_study_of_text_that_is_read_in_order(tmp_path):
+    """A model that has its head already: what "pretrained" starts from is the model as it is."""
+    few = {
+        "study.starts": '["pretrained"]',
+        "study.objectives": '["kl"]',
+        "study.fractions": "[1.0]",
+        "study.seeds": "[0]",
+        "study.depths": "[]",
+        "train.head_rate": "10.0",
+    }
+    state = study(tiny_study.write_study(tmp_path, kind="causal_lm"), few)
+    (row,) = rows_of(state.folder)
+    assert_tokens_are_counted(row, "next_accuracy")
+    assert json.loads((state.folder / "shared" / "head.json").read_text()) == []
+
+
+def test_a_language_without_a_token_that_students_can_say_is_told(tmp_path):
+    recipe = tiny_study.write_study(tmp_path, kind="masked_lm")
+    rows = [{"text": word, "language": "sw"} for word in ("ukumbi", "jiko")]
+    tiny_job.write_rows(tmp_path / "test.jsonl", rows)
+    words = "some of the tokens to be said in each language, got none in sw. Name text in them"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        study(recipe, {"data.vocabulary_text": '""', "study.objectives": '["labels"]'})

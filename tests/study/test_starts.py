@@ -168,7 +168,7 @@ def test_a_copy_that_keeps_every_layer_has_no_hidden_error(shared):
 def test_steps_are_as_many_as_asked_for_whatever_the_epochs(shared):
     tokens = shared.train_part.tokens
     rows = [3, 7, 20, 21, 30]
-    task = SomeSteps(None, tokens.lengths, rows, num_steps=7, batch_size=2, seed=1)
+    task = SomeSteps(None, tokens, rows, num_steps=7, batch_size=2, seed=1)
     steps = task.batches(0)
     assert [len(step) for step in steps].count(1) == 2  # an epoch is of 3 steps, the last of a row
     assert len(steps) == 7

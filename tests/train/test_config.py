@@ -257,8 +257,13 @@ def test_whatever_stands_in_a_recipe_is_taken_or_refused_in_our_words(section, k
     [
         pytest.param(
             {"task": {"kind": "token_classification"}, "data": {"source": "home_intents"}},
-            'source = "home_intents" has a label for each text',
+            'source = "home_intents" is text for sequence_classification, got',
             id="text without tags",
+        ),
+        pytest.param(
+            {"data": {"source": "home_text"}},
+            'source = "home_text" is text for masked_lm or causal_lm, got',
+            id="text without labels",
         ),
         pytest.param(
             {"data": {"entity_types": ["PER"]}},
