@@ -274,6 +274,7 @@ def test_a_study_of_masked_text(tmp_path):
     few = {
         "study.starts": '["scratch", "embeddings", "pretrained", "finetuned"]',
         "study.objectives": '["labels", "kl", "kl_hidden"]',
+        "study.fractions": "[1.0]",
         "study.seeds": "[0]",
         "study.depths": "[]",
         "finetune.epochs": "30",
@@ -281,7 +282,7 @@ def test_a_study_of_masked_text(tmp_path):
     }
     recipe = tiny_study.write_study(tmp_path, kind="masked_lm")
     state = study(recipe, few)
-    assert state.num_finished == state.num_cells == 4 * 3 * 2
+    assert state.num_finished == state.num_cells == 4 * 3
     assert state.num_failed == 0
     teacher = json.loads((state.folder / "teacher.json").read_text())
     budget = 256 * torch.finfo().eps
@@ -294,8 +295,7 @@ def test_a_study_of_masked_text(tmp_path):
     results = read_results(state.folder)
     seen = {arm.start: [] for arm in results.by_arm}
     for row in rows:
-        if row["fraction"] == 1.0:
-            seen[row["start"]].append(row["curve"][-1]["loss"])
+        seen[row["start"]].append(row["curve"][-1]["loss"])
     assert max(seen["finetuned"]) < min(seen["scratch"])
     assert results.teacher.dev > results.chance > 0.0
 
