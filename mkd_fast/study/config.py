@@ -47,6 +47,7 @@ class StudyConfig:
         objectives: "labels", cross-entropy; "logit_mse", "kl" (``loss.divergence``) and "kl_hidden"
             with the teacher's outputs; "hidden", its hidden states alone. Every student of
             "hidden" has the teacher's head, which nothing trains: it learns to be read by it.
+            Language models are taught by "labels", "kl" and "kl_hidden".
         fractions: of the training sentences. Small ones lie within larger ones of the same seed,
             and hold labels and languages evenly.
         seeds: each decides the sentences of a fraction, their order, new weights and dropout.

@@ -170,26 +170,30 @@ class Shared(Run):
     def _teacher_tokenizer(self) -> "PreTrainedTokenizerFast":
         return models.load_tokenizer(self.teacher_folder)
 
-    def part(self, text: Text | None, *, for_teacher: bool = False) -> Part:
-        """Some text that models are tested on, in the students' token ids, or the teacher's."""
+    def part(self, text: Text | None) -> Part:
+        """Some text that models are tested on, in the students' token ids."""
         text = _of_a_study(text)
         if isinstance(self.kind, LanguageModel):
-            return self._spoken_part(text, self.kind, for_teacher)
-        tokenizer = self._teacher_tokenizer if for_teacher else self._tokenizer
-        return Part(text, self.kind.tokenise(text, tokenizer))
+            return self._spoken_part(text, self.kind)
+        return Part(text, self.kind.tokenise(text, self._tokenizer))
 
-    def _spoken_part(self, text: StudyText, kind: LanguageModel, for_teacher: bool) -> Part:
-        """The same places hidden for all, and the same tokens to be said."""
+    def _spoken_part(self, text: StudyText, kind: LanguageModel) -> Part:
         full = kind.examined(text, self._teacher_tokenizer)
         tokens = kind.student_text(text, full, self._tokenizer, self.token_map)
         theirs = replace(full, labels=tokens.labels)
         teacher = models.to_device(self._loaded(self.teacher_folder), self.device)
         batch_size = self.recipe.evaluate.batch_size
-        teacher_said = TeacherSaid.of(teacher, theirs, batch_size, self.token_map)
-        part = Part(text, theirs if for_teacher else tokens, teacher_said)
+        part = Part(text, tokens, TeacherSaid.of(teacher, theirs, batch_size, self.token_map))
         if absent := [name for name, of in part.labels_by_language().items() if not len(of)]:
             raise checks.language_without_tokens(absent)
         return part
+
+    def _for_teacher(self, part: Part) -> Part:
+        """The same in the teacher's token ids: with the same places hidden, if any are."""
+        if isinstance(self.kind, LanguageModel):
+            full = self.kind.examined(part.text, self._teacher_tokenizer)
+            return replace(part, tokens=replace(full, labels=part.tokens.labels))
+        return Part(part.text, self.kind.tokenise(part.text, self._teacher_tokenizer))
 
     @cached_property
     def train_part(self) -> Part:
@@ -276,7 +280,5 @@ class Shared(Run):
 
     def teacher_parts(self) -> tuple["PreTrainedModel", Part, Part]:
         """The fine-tuned teacher itself, and curve and test text in its own token ids."""
-        curve, test = (
-            self.part(text, for_teacher=True) for text in (self.curve_part.text, self.corpus.test)
-        )
+        curve, test = map(self._for_teacher, (self.curve_part, self.test_part))
         return self._loaded(self.teacher_folder), curve, test

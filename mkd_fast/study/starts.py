@@ -8,6 +8,7 @@
 A random weight depends on the seed, and is the same in every start that has it. The head are the
 parameters that fine-tuning added to the pretrained model (with BERT, its pooler among them). Where
 words are tagged, a random head starts with the labels' shares as its bias, as a teacher's does.
+What of a language model's head is tied to the embeddings is theirs.
 
 Under the objective "hidden" every start has the fine-tuned teacher's head, and nothing trains it:
 the student is to hand the head the states that it knows, and neither labels nor logits are needed.
