@@ -3,7 +3,7 @@
 One student of 6 layers learns from a kept teacher of 12 (rivals/job.py, the classifier), an epoch
 for each switch in every round, in turn; ratios are taken within a round. Time is that of the loop's
 thread, so that a busy machine shows little, and the first steps, in which layers are compiled, are
-told apart. Memory is a process's own.
+told apart. Memory is a process's own, with steps so large that activations are most of it.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -37,6 +38,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "compile layers": {"compile": "layers"},
     "compile layers, checkpointing": {"compile": "layers", "checkpointing": True},
 }
+# The job whose memory is measured.
+_LARGE = {"batch_size": 64, "num_steps": 4, "mean_tokens": 64, "longest": 160}
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,7 @@ def measure(device: torch.device, *, is_tiny: bool, num_rounds: int = 3) -> Iter
         for name, changes in SWITCHES.items()
         if not (is_tiny and "compile" in changes)
     }
-    with tempfile.TemporaryDirectory(prefix="mkd_fast_bench_") as folder:
-        plain = Switched(folder, "classifier", **(TINY if is_tiny else {}))
-        plain.prepare()
-        plain.capture()
+    with _prepared(TINY if is_tiny else {}) as plain:
         jobs = {name: replace(plain, changes=changes) for name, changes in switches.items()}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
         for _ in range(num_rounds):
@@ -95,8 +95,20 @@ def measure(device: torch.device, *, is_tiny: bool, num_rounds: int = 3) -> Iter
             yield Finding.of(name, "x as fast as it is", ratios)
             first = [seconds for _, seconds in epochs]
             yield Finding.of(name, f"s in the first {WARM_UP_STEPS} steps", first[:1])
-        for name, job in list(jobs.items())[: 1 if is_tiny else None]:
-            yield Finding.of(name, "MB held at most", [_peak_bytes(job) / 1e6])
+    with _prepared(TINY if is_tiny else _LARGE) as plain:
+        for name, changes in list(switches.items())[: 1 if is_tiny else None]:
+            peak = _peak_bytes(replace(plain, changes=changes))
+            yield Finding.of(name, "MB held at most", [peak / 1e6])
+
+
+@contextmanager
+def _prepared(size: Mapping[str, Any]) -> Iterator[Switched]:
+    """A job of that size, with its models, text and cache, while they are needed."""
+    with tempfile.TemporaryDirectory(prefix="mkd_fast_bench_") as folder:
+        job = Switched(folder, "classifier", **size)
+        job.prepare()
+        job.capture()
+        yield job
 
 
 def _peak_bytes(job: Job) -> float:
