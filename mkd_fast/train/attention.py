@@ -3,7 +3,8 @@
 On CPUs the backward pass of ``scaled_dot_product_attention`` in bfloat16 takes ten times its
 forward pass: with 14 to 40 tokens six times as long as plain matrix products, with 128 still
 twice, and at 512 they are even. In float32 it is the faster one (benchmarks/LOG.md). Plain products
-keep a weight for every two tokens of a row, so where rows are long they are left alone.
+keep several numbers for every two tokens of a row: at 160 tokens a step held 1.6 times as much. So
+where rows are long they are left alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from mkd_fast.data.batches import Batch
 from mkd_fast.train.device import is_bfloat16
 from mkd_fast.train.optim_config import OptimConfig
 
-_LONGEST_PLAIN = 256  # tokens of a row
+_LONGEST_PLAIN = 128  # tokens of a row
 
 
 @contextmanager

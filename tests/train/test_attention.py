@@ -66,8 +66,8 @@ def test_it_is_taken_back_after_an_error(model):
     ("wanted", "precision", "num_tokens", "expected"),
     [
         ("auto", "bfloat16", 6, "eager"),
-        ("auto", "bfloat16", 256, "eager"),
-        ("auto", "bfloat16", 257, "sdpa"),
+        ("auto", "bfloat16", 128, "eager"),
+        ("auto", "bfloat16", 129, "sdpa"),
         ("auto", "float32", 6, "sdpa"),
         ("model", "bfloat16", 6, "sdpa"),
     ],

@@ -141,6 +141,9 @@ def _of_training(config: Config, work: Workload, section: str) -> Iterator[Chang
     if not settings.checkpointing and settings.compile != "cuda_graphs":
         cost = "layers are computed twice: same result, a third more time"
         yield Change({(section, "checkpointing"): True}, cost)
+    if settings.attention == "auto":
+        cost = "attention as the model has it: rounds otherwise, slower in bfloat16 on a CPU"
+        yield Change({(section, "attention"): "model"}, cost)
     if section == "train" and config.student.vocabulary == "all":
         yield Change({("student", "vocabulary"): "used"}, "tokens that no text uses are unknown")
     if not is_bfloat16(choose_device(config.run.device), settings.precision):
