@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _OF_TEACHER = "#8C8C8C"
+_LEAST_WIDTH_INCHES = 7.2  # which the longest title takes
 _DARK_ABOVE = 0.55  # of a heat map's range: where its numbers are written in white
 
 
@@ -30,7 +31,8 @@ def heat_map(results: StudyResults, fraction: float) -> Figure:
     with house_style():
         panel_inches = max(2.2, 0.85 * len(objectives))
         height = 1.6 + len(groups) * (0.8 + 0.45 * len(starts))
-        figure = new_figure(2.6 + panel_inches * len(depths), height)
+        width = 2.6 + panel_inches * len(depths)
+        figure = new_figure(max(width, _LEAST_WIDTH_INCHES), height)
         axes_of = figure.subplots(len(groups), len(depths), squeeze=False, sharex=True, sharey=True)
         for line, group in enumerate(groups):
             scores = [
@@ -72,7 +74,7 @@ def learning_curves(results: StudyResults, objective: str, num_layers: int) -> F
     """Development score by optimizer step: a panel for each share of the text, a line a seed."""
     fractions = results.present("fraction")
     title = f"How fast each start learns ({NAMES[objective]}, {num_layers} layers, a line a seed)"
-    what = f"development {NAMES[results.metric]}, %"
+    what = f"{NAMES[results.metric]}, %,\non development text"
     with _panels(title, [f"{fraction:.0%} of the text" for fraction in fractions], what) as (
         figure,
         panels,
@@ -157,7 +159,7 @@ def _write_values(axes: Axes, values: np.ndarray, low: float, high: float) -> No
 def _panels(title: str, titles: Sequence[str], what: str) -> Iterator[tuple[Figure, list[Any]]]:
     """Panels side by side over the same scale of ``what``, with one legend below them."""
     with house_style():
-        figure = new_figure(1.0 + 3.6 * len(titles), 4.0)
+        figure = new_figure(max(1.0 + 3.6 * len(titles), _LEAST_WIDTH_INCHES), 4.0)
         panels = list(figure.subplots(1, len(titles), sharey=True, squeeze=False)[0])
         for axes, of_panel in zip(panels, titles, strict=True):
             axes.set_title(of_panel)

@@ -157,11 +157,14 @@ def _what_was_run(results: StudyResults) -> str:
     failed = f", {results.num_failed} of them failed," if results.num_failed else ""
     hours = sum(cell.seconds for cell in results.cells) / 3600
     missing = "; ".join(_missing(results))
-    of_chance = "saying the commonest token always scores" if results.says_tokens else "chance is"
+    scored, chance = NAMES[results.metric], "chance is"
+    if results.says_tokens:
+        scored += " (the likeliest is the true one; every model is asked for the same)"
+        chance = "who always says the commonest finds"
     return (
-        f"{TASKS[results.task]}, scored by {NAMES[results.metric]}; {of_chance}"
-        f" {100 * results.chance:.1f} %. All of the text are {results.num_train:,} training"
-        f" sentences, and there are {results.num_test:,} to test on. The fine-tuned teacher has"
+        f"{TASKS[results.task]}, scored by {scored}; {chance} {100 * results.chance:.1f} %. All of"
+        f" the text are {results.num_train:,} training sentences, and there are"
+        f" {results.num_test:,} to test on. The fine-tuned teacher has"
         f" {teacher.parameters / 1e6:.1f} million parameters and scores {scores}."
         f" {state}{failed} with {summaries.seeds(len(results.seeds))} are in this report; they"
         f" trained for {hours:.1f} hours, {', '.join(_steps(results))}."

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from study_rows import SEEN, UNSEEN, arm, write_cells, write_study
 
-from mkd_fast.study import summaries
+from mkd_fast.study import figures, summaries
 from mkd_fast.study.questions import ask, questions
 from mkd_fast.study.report import write_report
 from mkd_fast.study.resampling import Resampling
@@ -195,8 +195,8 @@ def test_of_language_models_perplexity_and_kl_stand_beside_the_score(tmp_path: P
     assert copied.cells[3:] == ("—", "—")  # there is no such student of three layers
     write_report(tmp_path, tmp_path)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "Masked language modelling, scored by masked tokens found; saying the commonest" in text
-    assert "token always scores 10.0 %." in text
+    assert "Masked language modelling, scored by masked tokens found (the likeliest is the" in text
+    assert "; who always says the commonest finds 10.0 %. All of the text" in text
     assert "| KL to the teacher, 3 layers |" in text
     assert "Sequence classification" not in text
 
@@ -255,6 +255,22 @@ def test_where_the_main_share_is_the_least_nothing_is_kept(tmp_path: Path) -> No
     assert "With 1% of the text, where no share of it is named." in text
     assert "kept at" not in text
     assert "at 1% of the text: " not in text
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "masked_accuracy"])
+def test_titles_and_labels_fit_into_figures_of_a_single_panel(tmp_path: Path, metric: str) -> None:
+    write_study(tmp_path, [arm(), arm(objective="labels")], quality, metric=metric)
+    results = read_results(tmp_path)
+    drawn = (figures.heat_map(results, 1.0), figures.learning_curves(results, "kl", 6))
+    for figure in drawn:
+        figure.draw_without_rendering()
+        texts = [figure._suptitle, *(axes.yaxis.label for axes in figure.axes)]  # type: ignore[attr-defined]
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.x0 >= 0
+            assert box.x1 <= figure.bbox.x1
+            assert box.y0 >= 0
+            assert box.y1 <= figure.bbox.y1
 
 
 class Tags(HTMLParser):
