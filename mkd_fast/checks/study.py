@@ -42,13 +42,13 @@ def teacher_not_pretrained() -> ValueError:
 
 
 def objectives_of_classifiers(kind: str, objectives: Sequence[str]) -> ValueError:
-    """A head that is the embeddings, and learns with them, reads no hidden states for free."""
+    """A head that is the embeddings, and is trained with them, does not stay the teacher's."""
     return value_error(
         "recipe: [study]",
         f"objectives and depth_objective must be among labels, kl and kl_hidden where task.kind ="
         f' "{kind}"',
         ", ".join(objectives),
-        "Squared errors of logits are for small label sets, and hidden states alone teach no head.",
+        "Leave out logit_mse, which is for small label sets, and hidden, which teaches no head.",
     )
 
 

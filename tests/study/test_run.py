@@ -298,6 +298,10 @@ def test_a_study_of_masked_text(tmp_path):
         seen[row["start"]].append(row["curve"][-1]["loss"])
     assert max(seen["finetuned"]) < min(seen["scratch"])
     assert results.teacher.dev > results.chance > 0.0
+    lines = (state.folder / "cells.jsonl").read_text().splitlines(keepends=True)
+    (state.folder / "cells.jsonl").write_text("".join(lines[:-1]) + lines[-1][:80])  # as if killed
+    assert study(recipe, few) == state
+    assert list(map(without_clock, rows_of(state.folder))) == list(map(without_clock, rows))
 
 
 def test_a_study_of_text_that_is_read_in_order(tmp_path):
