@@ -1,7 +1,7 @@
 """The tables of a study's report. Scores are means over languages and seeds, in per cent."""
 
 from collections.abc import Callable, Sequence
-from statistics import fmean, median, stdev
+from statistics import fmean, geometric_mean, median, stdev
 
 from mkd_fast.evaluate.tables import Table, TableRow
 from mkd_fast.study.questions import DEPTH, Answer
@@ -29,7 +29,9 @@ NAMES = {
     "perplexity": "perplexity",
     "kl_to_teacher": "KL to the teacher",
 }
-BESIDE = {"perplexity": ".0f", "kl_to_teacher": ".2f"}  # of language models, and how it is written
+# Of language models: how it is written, and how its mean is taken. A language of which a model
+# knows little would decide an arithmetic mean of perplexities.
+BESIDE = {"perplexity": (",.0f", geometric_mean), "kl_to_teacher": (".2f", fmean)}
 
 
 def title(name: str) -> str:
@@ -80,13 +82,15 @@ def beside(results: StudyResults, fraction: float) -> Table:
     )
     caption = (
         "Perplexity of a token to be said, and KL to the teacher in nats a token, in seen / unseen"
-        f" languages: means over languages and {seeds(len(results.seeds))}; less is better"
+        f" languages: means over languages and {seeds(len(results.seeds))}, of perplexities"
+        " geometric ones; less is better"
     )
     return Table(caption, header, ((teacher,), *sections))
 
 
 def _value(models: Sequence[Model], name: str, languages: Sequence[str]) -> str:
-    return format(fmean(m.scores[x][name] for m in models for x in languages), BESIDE[name])
+    spec, mean = BESIDE[name]
+    return format(mean([m.scores[x][name] for m in models for x in languages]), spec)
 
 
 def _starts_and_objectives(
