@@ -1,32 +1,44 @@
 // What the first sweep of a long row does with its logits: exponentials, kept and added up.
 #pragma once
 
+#include <cmath>
+
 #include "pairs.h"
 #include "sweeps.h"
 
 namespace mkd::MKD_ISA {
 
-// From logits to exponents: t = z rate - c, where c is the rounded z rate of a reference. This is
-// one rounding of t; that of c is common to all that refer to it. Without a fused multiply-add it
-// would be that of large numbers, and t is made of the difference of logits.
+// From logits to exponents: t = z rate - c, where c is what a reference's z rate is rounded down
+// to, a multiple of 2^-kFractionBits that a float holds (see near_runs.h). This is one rounding of
+// t. Without a fused multiply-add it would be that of large numbers, and t is made of the
+// difference of logits.
 struct Exponent {
   float rate;
 
   double c_of(float reference) const {
-    return kFmaRoundsOnce ? double(reference * rate) : double(reference) * rate;
+    constexpr double kSteps = 1 << kFractionBits;
+    const double exponent = double(reference) * rate;
+    return kFmaRoundsOnce ? ::floor(exponent * kSteps) / kSteps : exponent;
   }
   Vec operand_of(float reference) const {
-    return all(kFmaRoundsOnce ? -(reference * rate) : reference);
+    return all(kFmaRoundsOnce ? static_cast<float>(-c_of(reference)) : reference);
   }
   Vec operator()(Vec z, Vec operand) const {
     return kFmaRoundsOnce ? fma(z, all(rate), operand) : (z - operand) * all(rate);
   }
 };
 
-// Sums of a block, in double, and its largest logits.
+// Registers that are added up in float: half as many where more of them make a row.
+constexpr int kRun = (Vec::kLanes < 16 ? 16 : 32) * Vec::kLanes;
+
+// Where the exponentials of columns go.
+struct Exponentials {
+  float *e_s, *e_t, *e_own;
+};
+
+// Sums of blocks, in double.
 template <Label kLabel>
 struct BlockSums {
-  Vec most_s = all(kNothing), most_t = most_s;
   Doubles z_s, z_t, z_ce, cross;
 
   void add_to(RowSums& sums) const {
@@ -46,7 +58,7 @@ struct Run {
 
   const Exponent exponent_s, exponent_t, exponent_own;
   const Vec operand_s, operand_t, operand_own;
-  float *const e_s, *const e_t, *const e_own;
+  const Exponentials kept;
   Vec most_s, most_t;
   Vec z_s = all(0.0f), z_t = z_s, z_ce = z_s, cross = z_s;
 
@@ -59,14 +71,14 @@ struct Run {
     Mask counts[kExponentials];
     if constexpr (kLabel == Label::kOwn) {
       exp2({t_s, t_t, exponent_own(s, operand_own)}, x, counts);
-      store(e_own + i, x[2]);
+      store(kept.e_own + i, x[2]);
       z_ce = z_ce + x[2];
     } else {
       exp2({t_s, t_t}, x, counts);
       if constexpr (kLabel == Label::kSquare) z_ce = fma(x[0], x[0], z_ce);
     }
-    store(e_s + i, x[0]);
-    store(e_t + i, x[1]);
+    store(kept.e_s + i, x[0]);
+    store(kept.e_t + i, x[1]);
     z_s = z_s + x[0];
     z_t = z_t + x[1];
     // An event of probability 0 contributes 0, though its logarithm is infinite.
@@ -77,14 +89,22 @@ struct Run {
     add(i, s.a, t.a);
     add(i + Vec::kLanes, s.b, t.b);
   }
+
+  void add_to(BlockSums<kLabel>& sums) const {
+    sums.z_s.add(z_s);
+    sums.z_t.add(z_t);
+    if constexpr (kLabel == Label::kSquare || kLabel == Label::kOwn) sums.z_ce.add(z_ce);
+    sums.cross.add(cross);
+  }
 };
 
-// Fetches a line for each line of a pair that is used now.
+// Fetches a line for each line of a pair that is used now: into the second-level cache, for what is
+// on its way to the first one keeps the exponentials from coming and going.
 template <class X>
 inline void fetch_pair(const X* p) {
   constexpr int kLine = 64;
   const char* const ahead = reinterpret_cast<const char*>(p) + kFetchAheadBytes;
-  for (size_t at = 0; at < kPair * sizeof(X); at += kLine) __builtin_prefetch(ahead + at);
+  for (size_t at = 0; at < kPair * sizeof(X); at += kLine) __builtin_prefetch(ahead + at, 0, 2);
 }
 
 }  // namespace mkd::MKD_ISA

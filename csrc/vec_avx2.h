@@ -44,6 +44,32 @@ inline void split_exponent(Vec a, Vec& exponent, Vec& mantissa) {
   mantissa = {_mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(e, 23)))};
 }
 
+// See near_runs.h.
+constexpr int kFractionBits = 3;
+class PowerTable {
+ public:
+  explicit PowerTable(const int32_t (&bits)[1 << kFractionBits])
+      : table(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits))) {}
+  Vec operator()(Vec m) const {
+    const __m256i i = _mm256_castps_si256(m.v);
+    return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_permutevar8x32_epi32(table, i),
+                                                 _mm256_slli_epi32(i, 23 - kFractionBits)))};
+  }
+
+ private:
+  __m256i table;
+};
+struct SeenBits {
+  __m256 v = _mm256_setzero_ps();
+  void add(Vec a, Vec b) { v = _mm256_or_ps(v, _mm256_or_ps(a.v, b.v)); }
+  int32_t all() const {
+    int32_t lanes[Vec::kLanes], result = 0;
+    _mm256_storeu_ps(reinterpret_cast<float*>(lanes), v);
+    for (int32_t lane : lanes) result |= lane;
+    return result;
+  }
+};
+
 inline float largest(Vec a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));

@@ -41,6 +41,29 @@ inline void split_exponent(Vec a, Vec& exponent, Vec& mantissa) {
   mantissa = {_mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(e, 23)))};
 }
 
+// See near_runs.h.
+constexpr int kFractionBits = 5;
+class PowerTable {
+ public:
+  explicit PowerTable(const int32_t (&bits)[1 << kFractionBits])
+      : low(_mm512_loadu_si512(bits)), high(_mm512_loadu_si512(bits + Vec::kLanes)) {}
+  Vec operator()(Vec m) const {
+    const __m512i i = _mm512_castps_si512(m.v);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_permutex2var_epi32(low, i, high),
+                                                 _mm512_slli_epi32(i, 23 - kFractionBits)))};
+  }
+
+ private:
+  __m512i low, high;
+};
+struct SeenBits {
+  __m512i v = _mm512_setzero_si512();
+  void add(Vec a, Vec b) {
+    v = _mm512_ternarylogic_epi32(v, _mm512_castps_si512(a.v), _mm512_castps_si512(b.v), 0xfe);
+  }
+  int32_t all() const { return _mm512_reduce_or_epi32(v); }
+};
+
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 // Sums of registers, in double.
 struct Doubles {

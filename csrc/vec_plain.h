@@ -12,6 +12,7 @@ typedef double FourDoubles __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(16)));
 
 constexpr bool kFmaRoundsOnce = false;
+constexpr int kFractionBits = 0;  // no table: see near_runs.h
 
 struct Vec {
   static constexpr int kLanes = 4;

@@ -4,7 +4,7 @@ from typing import Any
 
 import hidden_cases
 import torch
-from dense_kd_input import BF16, COMMON_DIVERGENCES, F16, F32, case
+from dense_kd_input import BF16, COMMON_DIVERGENCES, F16, F32, case, normal
 
 
 def padded_rows() -> dict[str, Any]:
@@ -54,10 +54,34 @@ def masked_with_the_least_float(**options: Any) -> dict[str, Any]:
     return fields | {"labels": torch.tensor([1500, 1600, -100, 7])}
 
 
-def rising_maximum(**options: Any) -> dict[str, Any]:
-    fields = case(4, 5000, ce_weight=0.5, temperature=3.0, **options)
+def rising_maximum(temperature: float = 3.0, **options: Any) -> dict[str, Any]:
+    fields = case(4, 5000, ce_weight=0.5, temperature=temperature, **options)
     fields["student_logits"] += torch.linspace(0, 60, 5000)
     fields["teacher"] += torch.linspace(80, 0, 5000)
+    return fields
+
+
+def one_exponent_apart(side: str, **options: Any) -> dict[str, Any]:
+    """A logit of a long row's second block as far from the largest one as exponents may be.
+
+    They are taken without looking for the largest one in between; in powers of two.
+    """
+    apart = torch.tensor([2.9, 3.1, 7.9, 8.1, -119.0, -120.0, -121.0, -126.5, -149.0, -151.0])
+    fields = case(len(apart), 1600, **options)
+    nats = apart / 1.442695 * options.get("temperature", 1.0)
+    fields[side][:, 700] = fields[side][:, :512].amax(1) + nats
+    return fields
+
+
+def far_by_a_power_of_two() -> dict[str, Any]:
+    """Logits are in powers of two, and some 2^18 and 2^20 below the largest.
+
+    What the exponents of long_rows.h are rounded with is then exactly 0.
+    """
+    fields = case(3, 1600, temperature=1.4426950408889634, has_labels=False)
+    for side in ("student_logits", "teacher"):
+        fields[side].clamp_(max=4.0)[:, 0] = 4.0
+        fields[side][:2, 700:702] = 4.0 - 120.0 - torch.tensor([2.0**18, 2.0**20])
     return fields
 
 
@@ -228,6 +252,23 @@ CASES: dict[str, dict[str, Any]] = {
     "odd number of columns": case(6, 1031),
     "exactly one block": case(6, 1024),
     "one row": case(1, 500),
+    **{
+        f"{side}: an exponent far from the others{own}": one_exponent_apart(side, **fields)
+        for side in ("student_logits", "teacher")
+        for own, fields in {
+            "": {},
+            ", T = 2": {"temperature": 2.0},
+            ", T of its own exponentials": {"temperature": 3.0},
+        }.items()
+    },
+    "an exponent far by a power of two": far_by_a_power_of_two(),
+    **{
+        f"maximum rises, temperature {t}, {dtype}": rising_maximum(t, dtypes=(dtype, dtype))
+        for t in (1.0, 2.0)
+        for dtype in (F32, BF16)
+    },
+    "nothing in the last block": case(6, 1100, has_labels=False)
+    | {"teacher": normal(6, 1100, seed=1).masked_fill(torch.arange(1100) > 1050, -torch.inf)},
     "more short rows than go together": case(70, 60),
     "widest rows that go together": case(40, 64),
     "narrowest rows that go alone": case(40, 65),

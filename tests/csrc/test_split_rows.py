@@ -34,7 +34,10 @@ CASES = {
     "a row that does not count": case(2, 30_000, mask=torch.tensor([False, True])),
     "the label in the last part": case(1, 40_000, labels=torch.tensor([39_999])),
     "padded vocabulary": case(2, 40_000, vocab_size=36_001),
-    "the maximum rises from part to part": rising(1, 40_000, temperature=0.7),
+    **{
+        f"the maximum rises from part to part, temperature {t}": rising(1, 40_000, temperature=t)
+        for t in (0.7, 1.0, 2.0)
+    },
     "a part of no probability": empty_part(1, 40_000),
     "no kd weight": case(1, 40_000, kd_weight=0.0),
     "fewer columns than two parts": case(1, 10_000),
