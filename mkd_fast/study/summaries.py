@@ -260,7 +260,7 @@ def learning_rates(results: StudyResults) -> Table:
 
 def _rate(chosen: float, tried: Sequence[float]) -> str:
     at_an_end = {tried[0]: " ↓", tried[-1]: " ↑"} if len(tried) > 1 else {}
-    return f"{chosen:.0e}{at_an_end.get(chosen, '')}"
+    return f"{chosen:.1e}{at_an_end.get(chosen, '')}".replace(".0e", "e")
 
 
 def seeds(number: int) -> str:

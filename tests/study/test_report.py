@@ -207,6 +207,7 @@ def test_rates_at_an_end_of_those_tried_are_marked(tmp_path: Path) -> None:
     write_cells(tmp_path, rows)
     table = summaries.learning_rates(read_results(tmp_path))
     assert [row.cells[1] for row in table.sections[0]] == ["3e-04 ↑", "1e-04 ↓"]
+    assert summaries._rate(1.2e-3, (4e-4, 1.2e-3)) == "1.2e-03 ↑"
 
 
 def test_a_p_value_at_its_least_is_shown_as_a_bound(results: StudyResults) -> None:
