@@ -48,7 +48,7 @@ class Size:
     num_calibration: int = 16  # samples
     num_held_out: int = 16
     batch_size: int = 4
-    num_steps: int = 40
+    num_steps: int = 20
     learning_rate: float = 3e-4
 
 
