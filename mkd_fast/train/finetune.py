@@ -68,8 +68,8 @@ def finetuned_teacher(
         model: folder or hub name of the pretrained model.
         text: what it is trained on; another task's is another text.
         kind: the task.
-        config: ``[finetune]``, ``[data]`` (prefix, length) and ``[run]`` (seed) decide, with model
-            and text, whether an earlier teacher is the same one.
+        config: ``[finetune]``, ``[data]`` (prefix, length, masking) and ``[run]`` (seed) decide,
+            with model and text, whether an earlier teacher is the same one.
         device: where it is trained.
         name: in metric rows and progress lines.
         tokenise: the text, by a tokenizer.
@@ -91,6 +91,8 @@ def finetuned_teacher(
     temperature = config.data.language_temperature
     if temperature != 1.0:  # which teachers were that are kept without one
         decisive["language_temperature"] = temperature
+    if config.task.kind == "masked_lm":
+        decisive["masking"] = [config.data.num_maskings, config.data.mask_share]
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
     teacher = FinetunedTeacher(home_folder() / "teachers" / f"{Path(model).name}-{key}")
     if teacher.folder.exists():

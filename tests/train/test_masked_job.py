@@ -188,6 +188,16 @@ def test_a_tokenizer_without_a_mask_is_refused(recipe, tmp_path):
         _ = run.teacher_text
 
 
+def test_another_masking_is_another_teacher(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("MKD_FAST_HOME", str(tmp_path / "home"))
+    changes = ({}, {"data.mask_share": "0.3"}, {"data.num_maskings": "2"})
+    teachers = {
+        Run(load(recipe, {"run.folder": str(tmp_path / f"{n}"), **changed})).teacher_folder
+        for n, changed in enumerate(changes)
+    }
+    assert len(teachers) == len(changes)
+
+
 def test_a_streamed_teacher_says_the_same(recipe, tmp_path, known_teacher, masked):
     folder = next((masked.folder.parent / "home" / "teachers").iterdir()) / "model"
     ready = {"teacher.model": str(folder), "teacher.finetuned": "true"}
