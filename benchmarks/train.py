@@ -4,9 +4,9 @@ Models of 12 layers teach models of 6, copied from them: same student, text, bat
 optimizer and precision for everyone (rivals/job.py). An epoch of each is timed in every round, in
 turn, and ratios are taken within a round. Each deals its batches out as it does by default, for
 which ``by length`` is the Trainer's own option; attention too is everyone's default, which is plain
-products for ours in bfloat16 and ``sdpa`` for the others. That losses are the same is
-checked apart, on the same batches in float32: what ours is off a rival in float64 may be twice what
-it is off itself in float32. Memory is a process's own. Making the cache is timed, and no part of an
+products for ours in bfloat16 and ``sdpa`` for the others. That losses are the same is checked
+apart, on the same batches in float32: what ours is off a rival in float64 may be twice what it is
+off itself in float32. Memory is a process's own. Making the cache is timed, and no part of an
 epoch.
 """
 

@@ -46,6 +46,11 @@ class PickedBatch(Batch):
 
     positions: Tensor
 
+    @property
+    def picked_sample_ids(self) -> Tensor:
+        """The sample of each of these tokens, int64 [M]."""
+        return self.sample_ids[self.positions // self.input_ids.shape[1]]
+
 
 def length_grouped_batches(
     lengths: Sequence[int] | npt.NDArray[np.int64],

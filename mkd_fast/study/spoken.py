@@ -145,7 +145,7 @@ def listen(
     with torch.inference_mode(), evaluating(model):
         for rows in evaluation_batches(text.lengths, batch_size=batch_size):
             ours, batch = said(model, text, rows, token_map)
-            samples_M = batch.sample_ids[batch.positions // batch.input_ids.shape[1]].cpu()
+            samples_M = batch.picked_sample_ids.cpu()
             values_M5 = torch.cat(list(values_of(ours, teacher.at(rows), batch.labels)))
             texts_M = torch.from_numpy(text.texts)[samples_M]
             sums_T5.index_add_(0, texts_M, values_M5.double().cpu())

@@ -56,9 +56,8 @@ def sums_of_pieces(
             (ours_of, batch), (theirs_of, _) = (
                 said(*side, rows, examined.token_map) for side in sides
             )
-            samples_M = batch.sample_ids[batch.positions // batch.input_ids.shape[1]]
             values_M5 = torch.cat(list(values_of(ours_of, theirs_of, batch.labels)))
-            sums_N5.index_add_(0, samples_M, values_M5.double())
+            sums_N5.index_add_(0, batch.picked_sample_ids, values_M5.double())
     found: np.ndarray[tuple[int, int], np.dtype[np.float64]] = sums_N5.cpu().numpy()
     return found
 
