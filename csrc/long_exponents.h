@@ -1,5 +1,5 @@
-// What the exponentials of a long row refer to: the largest logits of either
-// side so far, or those of the time when they were taken.
+// What the exponentials of a long row refer to: the largest logits of either side so far, or those
+// of the time when they were taken.
 #pragma once
 
 #include <algorithm>
@@ -13,23 +13,18 @@ struct Reference {
   float s, t;
 };
 
-// Logits that exponents may refer to: 0 where there is nothing above -inf.
-inline float reference_of(float most) { return most == kNothing ? 0.0f : most; }
-
-// How far the exponents of what refers to `from` are above those of what refers
-// to `to`.
+// How far the exponents of what refers to `from` are above those of what refers to `to`.
 inline double fall(const Exponent& exponent, float from, float to) {
   return exponent.c_of(reference_of(to)) - exponent.c_of(reference_of(from));
 }
 
-// What is left of exponentials whose reference is below the row's. It is above
-// where there is nothing but zeros.
+// What is left of exponentials whose reference is below the row's. It is above where there is
+// nothing but zeros.
 inline float rest_of(const Exponent& exponent, float from, float to) {
   return from == to ? 1.0f : static_cast<float>(::exp2(-std::max(0.0, fall(exponent, from, to))));
 }
 
-// From logits to exponents, of the student's, the teacher's and the
-// cross-entropy's own.
+// From logits to exponents, of the student's, the teacher's and the cross-entropy's own.
 template <Label kLabel>
 struct LongExponents {
   const Exponent s, t, own;
@@ -79,8 +74,7 @@ struct LongExponents {
   }
 
  private:
-  // In powers of two, and within the error budget: the error of an exponential
-  // grows with t.
+  // In powers of two, and within the error budget: the error of an exponential grows with t.
   static constexpr double kMostRise = 3.0;
   // Of c, in the units of near_runs.h.
   static constexpr double kFarthest = 0x1p17;
@@ -94,8 +88,8 @@ struct LongExponents {
     return to == from ? 0.0 : from == kNothing ? double(INFINITY) : fall(exponent, from, to);
   }
 
-  // Of the squares of the student's exponentials, where the cross-entropy sums
-  // these up, or of its own.
+  // Of the squares of the student's exponentials, where the cross-entropy sums these up, or of its
+  // own.
   double c_own(float reference) const {
     return kLabel == Label::kSquare ? 2.0 * s.c_of(reference) : own.c_of(reference);
   }

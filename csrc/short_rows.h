@@ -122,8 +122,8 @@ class ShortRows {
     const Vec zero = all(0.0f);
     Vec rows[4][kRows];
     for (int r = 0; r < count; ++r) {
-      const Vec reference_s = all(Sweeps<D>::reference(most_s[r]));
-      const Vec reference_t = all(Sweeps<D>::reference(most_t[r]));
+      const Vec reference_s = all(reference_of(most_s[r]));
+      const Vec reference_t = all(reference_of(most_t[r]));
       const char* const next_s = op.student.row(numbers[r]) + kFetchAheadBytes;
       const char* const next_t = op.teacher.row(numbers[r]) + kFetchAheadBytes;
       const char* const next_grad = op.grad.data ? op.grad.row(numbers[r]) : next_s;

@@ -31,6 +31,10 @@ inline double rise(float& most, float candidate) {
   return before == kNothing ? 0.0 : candidate - before;
 }
 
+// What is subtracted from logits where they have no rate, and what exponents refer to: their
+// maximum, unless there is nothing above -inf.
+inline float reference_of(float most) { return most == kNothing ? 0.0f : most; }
+
 template <class D>
 class Sweeps {
  public:
@@ -46,10 +50,6 @@ class Sweeps {
   const Transform transform_t{static_cast<float>(op.teacher_logit_scale),
                               static_cast<float>(op.teacher_softcap)};
   const Label label = op.labels && D::kOfLogits ? Label::kOwn : label_of(op);
-
-  // What is subtracted from logits where they have no rate: their maximum, unless there is nothing
-  // above -inf.
-  static float reference(float most) { return most == kNothing ? 0.0f : most; }
 
   // First sweep: sums over columns [begin, end), block by block.
   void collect(Row& row, int64_t begin, int64_t end) const {
@@ -258,7 +258,7 @@ class Sweeps {
   void add_run(Row& row, int64_t first, int begin, int end, ExponentsOf student,
                ExponentsOf teacher, WholeAndRest shift) const {
     RowSums& sums = row.sums;
-    [[maybe_unused]] const Vec reference_s = all(reference(sums.max_s));
+    [[maybe_unused]] const Vec reference_s = all(reference_of(sums.max_s));
     [[maybe_unused]] float* const kept[] = {row.stored.columns[0] + first,
                                             row.stored.columns[1] + first,
                                             row.stored.columns[2] + first};
@@ -313,7 +313,7 @@ class Sweeps {
   // Of a divergence that keeps nothing.
   template <Label kLabel>
   void gradient_block(const Row& row, float ce_weight, int size) const {
-    const Vec reference_s = all(reference(row.sums.max_s));
+    const Vec reference_s = all(reference_of(row.sums.max_s));
     const ExponentsOf student = exponents_s(row), teacher = exponents_t(row);
     for (int i = 0; i < size; i += Vec::kLanes) {
       Vec z_s = load(row.s + i), q = all(0.0f), x[3] = {z_s, load(row.t + i)};
@@ -333,7 +333,7 @@ class Sweeps {
   // not.
   template <Label kLabel>
   void gradient_of_kept(const Row& row, float ce_weight, int64_t first, int size) const {
-    const Vec reference_s = all(reference(row.sums.max_s));
+    const Vec reference_s = all(reference_of(row.sums.max_s));
     for (int64_t at = first, end; at < first + size; at = end) {
       const int64_t b = at / kBlock;
       end = std::min((b + 1) * kBlock, first + size);
