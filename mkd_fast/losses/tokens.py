@@ -32,7 +32,9 @@ class Tokens:
                 self.function, argument, self.leading_shape, leading
             )
         checks.on_device(self.function, argument, tensor, self.device)
-        return tensor.reshape(self.leading_shape.numel(), *tensor.shape[tensor.dim() - trailing :])
+        if len(leading) == 1:  # a view of it would be one more step of autograd
+            return tensor
+        return tensor.reshape(leading.numel(), *tensor.shape[len(leading) :])
 
     def flat_target(self, argument: str, tensor: Tensor, *, trailing: int) -> Tensor:
         """The same for what must not require a gradient."""

@@ -102,6 +102,22 @@ def test_hands_out_its_gradient_once():
         out.loss.backward()
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (1, 3, 5)], ids=["rows", "sequences"])
+def test_what_the_op_wrote_becomes_the_gradient_without_a_copy(shape, monkeypatch):
+    written = []
+    run = ops.run
+
+    def watched_run(*args, **kwargs):
+        results = run(*args, **kwargs)
+        written.append(results[4].data_ptr())
+        return results
+
+    monkeypatch.setattr(ops, "run", watched_run)
+    student = torch.randn(shape, requires_grad=True)
+    kd_loss(student, torch.randn(shape), impl="fused").loss.backward()
+    assert [student.grad.data_ptr()] == written
+
+
 def test_has_no_second_derivative():
     student = torch.randn(3, 5, requires_grad=True)
     out = kd_loss(student, torch.randn(3, 5), impl="fused")
