@@ -92,14 +92,13 @@ def test_student_says_what_came_from_where_as_often_as_it_is_asked(recipe, tmp_p
 
 def test_a_recipe_asks_for_a_narrower_student(recipe, tmp_path):
     sizes = {"student__hidden_size": 16, "student__intermediate_size": 8}
-    chosen = {"student__width": "activation", "student__calibration_texts": 7}
-    result = call("student", recipe, **sizes, **chosen, loss__hidden_weight=0)
+    result = call("student", recipe, **sizes, student__calibration_texts=7, loss__hidden_weight=0)
     assert result.exit_code == 0, result.output
     config = json.loads((tmp_path / "run" / "copied" / "config.json").read_text())
     assert (config["hidden_size"], config["intermediate_size"]) == (16, 8)
     assert "residual units (activation 16 of 32)" in result.stdout
     elsewhere = {"run__folder": str(tmp_path / "other"), "loss__hidden_weight": 1}
-    refused = call("student", recipe, **sizes, **chosen, **elsewhere)
+    refused = call("student", recipe, **sizes, **elsewhere)
     assert refused.exit_code != 0
     assert "student.hidden_size must be left out where hidden states are matched" in refused.output
 

@@ -46,7 +46,7 @@ def copy_init(
     num_heads: int | None = None,
     num_key_value_heads: int | None = None,
     intermediate_size: int | None = None,
-    width: str = "uniform",
+    width: str | None = None,
     compensate: bool = True,
 ) -> PreTrainedModel:
     """A student with the teacher's own weights: fewer layers, units, rows of the vocabulary.
@@ -65,13 +65,15 @@ def copy_init(
         calibration: batches of text with input_ids and attention_mask [B, S], as `capture` takes
             them. "importance" drops the layers that change their hidden states least on them;
             "activation" and "pca" choose units by them, and need not many tokens more than units.
+            A narrower student is much closer to its teacher with them.
         num_heads: query heads, which are kept or dropped whole. None keeps the teacher's.
         num_key_value_heads: None keeps whole groups of query heads and their key/value head; a
             number keeps so many of the groups, and as many query heads of each.
         intermediate_size: feed-forward units. None keeps the teacher's.
         width: how units are chosen: "uniform", evenly; "activation", those that do most on the
             calibration text; "pca", which first turns the residual stream to its principal
-            directions. See `mkd_fast.student.units` and `stream`.
+            directions. See `mkd_fast.student.units` and `stream`. None is "activation" where there
+            is calibration text, else "uniform".
         compensate: for "activation" and "pca", scale norms for the size of fewer units, and read
             from what is kept what it tells of the rest. False leaves weights the teacher's own.
 
@@ -118,11 +120,13 @@ def copy_with_report(
     num_heads: int | None = None,
     num_key_value_heads: int | None = None,
     intermediate_size: int | None = None,
-    width: str = "uniform",
+    width: str | None = None,
     compensate: bool = True,
 ) -> tuple[PreTrainedModel, CopyReport]:
     """The student of `copy_init`, and the account of where each of its tensors came from."""
     _check_copyable(teacher_model)
+    if width is None:
+        width = "uniform" if calibration is None else "activation"
     request = WidthRequest(
         hidden_size, num_heads, num_key_value_heads, intermediate_size, width, compensate
     )

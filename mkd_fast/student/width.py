@@ -44,11 +44,11 @@ class WidthRequest:
         compensate: make up for what norms and matrices lose, unless width is "uniform".
     """
 
-    hidden_size: int | None = None
-    num_heads: int | None = None
-    num_key_value_heads: int | None = None
-    intermediate_size: int | None = None
-    width: str = "uniform"
+    hidden_size: int | None
+    num_heads: int | None
+    num_key_value_heads: int | None
+    intermediate_size: int | None
+    width: str
     compensate: bool = True
 
     @property

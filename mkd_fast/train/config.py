@@ -211,7 +211,7 @@ class StudentConfig:
     hidden_size: int = 0
     num_heads: int = 0
     intermediate_size: int = 0
-    width: str = "uniform"
+    width: str = "activation"
     calibration_texts: int = 256
     vocabulary: Literal["used", "all"] = "used"
     coverage: float = 1.0
@@ -225,6 +225,12 @@ class StudentConfig:
         checks.positive("recipe: [student]", "calibration_texts", self.calibration_texts)
         if not 0.0 < self.coverage <= 1.0:
             raise checks.coverage_out_of_range(self.coverage)
+
+    @property
+    def chooses_units_by_text(self) -> bool:
+        """Whether the student is narrower, and its units are those that do most on text."""
+        is_narrower = self.hidden_size or self.num_heads or self.intermediate_size
+        return bool(is_narrower) and self.width != "uniform"
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Run(CacheStages):
             self.kept_layers,
             self.config.student,
             token_map,
-            None if self.config.student.width == "uniform" else self._calibration,
+            self._calibration if self.config.student.chooses_units_by_text else None,
         )
         report = replace(report, layer_scores=self.layer_scores)
         origins = {ORIGINS: report.to_markdown()}

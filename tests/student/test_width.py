@@ -136,6 +136,14 @@ def test_keeping_all_of_the_width_is_the_teacher_bit_for_bit(family, head, width
     families.assert_equal(families.outputs(student), families.outputs(teacher))
 
 
+def test_units_are_chosen_by_calibration_text_where_there_is_some():
+    teacher, text = make("llama", "causal"), [families.inputs()]
+    for text_or_none, width in ((text, "activation"), (None, "uniform")):
+        student = narrower(teacher, "llama", calibration=text_or_none)
+        named = narrower(teacher, "llama", calibration=text_or_none, width=width)
+        families.assert_equal(families.outputs(student), families.outputs(named))
+
+
 @pytest.mark.parametrize(("family", "head"), TURNED)
 def test_turning_the_stream_without_cutting_it_changes_nothing_but_rounding(family, head):
     teacher = make(family, head)

@@ -79,7 +79,7 @@ EVERY_KEY = {
         "hidden_size": 192,
         "num_heads": 6,
         "intermediate_size": 512,
-        "width": "activation",
+        "width": "pca",
         "calibration_texts": 64,
         "vocabulary": "all",
         "coverage": 0.9,
