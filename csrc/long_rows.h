@@ -9,10 +9,10 @@
 // Exponentials stay in a scratch row, 8 bytes a column, which a second-level cache holds at V =
 // 32,000 and a third-level one above, with the references of their block; the gradient is made of
 // them, block by block, backwards, and goes from registers to memory. That is done while the next
-// row is collected, a block of the one for a block of the other: so reading, arithmetic and writing
-// go on at the same time, and a block's exponentials are put where those of the row before have
-// just been used, in the first-level cache. What comes from memory next is fetched while arithmetic
-// is going on, a line for each line that is used.
+// row is collected, a block of the one for a block of the other, and pair by pair in the same loop
+// where both blocks are whole and near: so reading, arithmetic and writing go on at the same time,
+// and exponentials are put where those of the row before have just been used. What comes from
+// memory next is fetched while arithmetic is going on, a line for each line that is used.
 //
 // Rows with logits so large that c (see long_runs.h) is out of reach, and those with NaN, are left
 // to the sweeps that serve every divergence.
@@ -30,7 +30,7 @@
 namespace mkd::MKD_ISA {
 
 // Columns whose exponentials refer to the same logits.
-constexpr int kLongBlock = 512;
+constexpr int kLongBlock = 1024;
 
 // The blocks of a row's columns [first, last): the first one ends where the gradient is aligned.
 struct LongBlocks {
@@ -103,6 +103,7 @@ class LongRows {
     before.num_left = row.blocks.count();
     before.factors = {factors.weight * factors.inverse_z_s, factors.weight * factors.inverse_z_t,
                       static_cast<float>(sweeps.label_weight / all_sums.z_ce)};
+    if (last == op.num_columns) clear_padding(op, op.grad.row(row.n));
   }
 
   void write_rest() {
@@ -160,6 +161,11 @@ class LongRows {
     return of.is_reversed ? num_slots - 1 - b : b;
   }
 
+  Exponentials kept_in(int64_t slot) const {
+    const int64_t at = slot * kLongBlock;
+    return {e_s + at, e_t + at, e_own + at};
+  }
+
   // Writes what the row before still has in a slot, and in those that this row has taken already.
   void clear(int64_t slot) {
     while (before.num_left > 0) {
@@ -189,7 +195,6 @@ class LongRows {
     refer(largest_of(s + first, size), largest_of(t + first, size));
     for (int64_t b = 0; b < row.blocks.count(); ++b) {
       const int64_t slot = slot_of(row, b), begin = row.blocks.begin(b);
-      clear(slot);
       while (!add_block(s + begin, t + begin, row.blocks.size(b), slot)) {
       }
     }
@@ -199,12 +204,15 @@ class LongRows {
   // Adds a block to the sums, unless it rises too far above the reference, which is then raised.
   template <class S, class T>
   bool add_block(const S* s, const T* t, int size, int64_t slot) {
-    references[slot] = reference;
-    const int64_t at = slot * kLongBlock;
     BlockSums<kLabel> sums = block_sums;
     const bool is_near = may_be_near && row.sums.max_s != kNothing && row.sums.max_t != kNothing &&
-                         near_runs.add(s, t, size, {e_s + at, e_t + at, e_own + at}, sums);
-    if (!is_near) sums = block_sums;
+                         add_near(s, t, size, slot, sums);
+    if (!is_near) {
+      clear(slot);
+      sums = block_sums;
+    }
+    references[slot] = reference;
+    const int64_t at = slot * kLongBlock;
     Vec most_s = all(kNothing), most_t = most_s;
     for (int i = is_near ? size / kPair * kPair : 0; i < size; i += kRun) {
       add_run(s + i, t + i, std::min(kRun, size - i), at + i, sums, most_s, most_t);
@@ -218,6 +226,26 @@ class LongRows {
     block_sums = sums;
     may_be_near = is_near;
     return true;
+  }
+
+  // The same of whole pairs, if all of them are near. What the slot still holds is written on the
+  // way, where a whole block takes the place of a whole one.
+  template <class S, class T>
+  bool add_near(const S* s, const T* t, int size, int64_t slot, BlockSums<kLabel>& sums) {
+    const Exponentials kept = kept_in(slot);
+    if constexpr (std::is_same_v<S, T>) {
+      const bool is_whole = size == kLongBlock && before.num_left > 0 &&
+                            slot_of(before, before.num_left - 1) == slot &&
+                            before.blocks.size(before.num_left - 1) == kLongBlock;
+      if (is_whole && op.kd_weight != 0.0) {
+        using Order = OrderOf<S, T>;
+        return sweeps.label_weight == 0.0
+                   ? near_runs.add(s, t, size, kept, sums, next<S, Order, true, Label::kNone>())
+                   : near_runs.add(s, t, size, kept, sums, next<S, Order, true, kLabel>());
+      }
+    }
+    clear(slot);
+    return near_runs.add(s, t, size, kept, sums, [](int) {});
   }
 
   template <class X>
@@ -290,52 +318,72 @@ class LongRows {
     return result;
   }
 
-  // The gradient of the next block of the row before. kHasKD and kUsed leave out what has no
-  // weight.
+  // Writes a block's gradient, pair by pair. kHasKD and kUsed leave out what has no weight. All
+  // that it takes is at hand, as in Run.
   template <class X, class Order, bool kHasKD, Label kUsed>
-  void write_block() {
-    const int64_t b = --before.num_left, begin = before.blocks.begin(b);
-    const int64_t slot = slot_of(before, b), at = slot * kLongBlock;
-    const int64_t label = kUsed == Label::kNone ? -1 : op.labels(before.n) - begin;
-    const Factors factors = factors_of<kUsed>(slot);
-    const auto gradient = [&](int i) {
-      Pair pair{gradient_register<kHasKD, kUsed>(at + i, factors),
-                gradient_register<kHasKD, kUsed>(at + i + Vec::kLanes, factors)};
-      if (i <= label && label < i + kPair) [[unlikely]] {
+  struct BlockGradient {
+    const Exponentials kept;
+    const Factors factors;
+    const float label_weight;
+    const int64_t label;  // from the block's begin; anywhere else where it is in another block
+    X* const grad;
+    const bool past_caches;
+
+    [[gnu::always_inline]] void operator()(int i) const {
+      store_pair(Order{}, grad + i, pair(i), past_caches);
+    }
+
+    [[gnu::always_inline]] Pair pair(int i) const {
+      Pair pair{columns(i), columns(i + Vec::kLanes)};
+      if (kUsed != Label::kNone && i <= label && label < i + kPair) [[unlikely]] {
         take_off_label(pair, Order::lane_of(static_cast<int>(label) - i));
       }
       return pair;
-    };
-    X* const grad = reinterpret_cast<X*>(op.grad.row(before.n)) + begin;
-    const bool past_caches =
-        op.stream_grad && reinterpret_cast<uintptr_t>(grad) % (kPair * sizeof(X)) == 0;
-    const int size = before.blocks.size(b);
-    int i = 0;
-    for (; i + kPair <= size; i += kPair) {
-      store_pair(Order{}, grad + i, gradient(i), past_caches);
     }
-    if (i < size) store_pair(Order{}, grad + i, gradient(i), size - i);
-    if (b == 0 && last == op.num_columns) clear_padding(op, op.grad.row(before.n));
+
+   private:
+    // The kd part is exactly 0 where p and q are equal.
+    [[gnu::always_inline]] Vec columns(int i) const {
+      const Vec x_s = load(kept.e_s + i), x_t = load(kept.e_t + i), ce = all(factors.ce);
+      Vec result = all(0.0f);
+      if constexpr (kHasKD) result = x_s * all(factors.s) - x_t * all(factors.t);
+      if constexpr (kUsed == Label::kSame) return fma(x_s, ce, result);
+      if constexpr (kUsed == Label::kSquare) return fma(x_s * ce, x_s, result);
+      if constexpr (kUsed == Label::kOwn) return fma(load(kept.e_own + i), ce, result);
+      return result;
+    }
+
+    void take_off_label(Pair& pair, int lane) const {
+      float lanes[kPair];
+      store(lanes, pair.a);
+      store(lanes + Vec::kLanes, pair.b);
+      lanes[lane] -= label_weight;
+      pair = {load(lanes), load(lanes + Vec::kLanes)};
+    }
+  };
+
+  // That of the next block of the row before, which from then on counts as written.
+  template <class X, class Order, bool kHasKD, Label kUsed>
+  BlockGradient<X, Order, kHasKD, kUsed> next() {
+    const int64_t b = --before.num_left, begin = before.blocks.begin(b);
+    const int64_t slot = slot_of(before, b);
+    X* const grad = reinterpret_cast<X*>(op.grad.row(before.n)) + begin;
+    return {.kept = kept_in(slot),
+            .factors = factors_of<kUsed>(slot),
+            .label_weight = static_cast<float>(sweeps.label_weight),
+            .label = kUsed == Label::kNone ? -1 : op.labels(before.n) - begin,
+            .grad = grad,
+            .past_caches =
+                op.stream_grad && reinterpret_cast<uintptr_t>(grad) % (kPair * sizeof(X)) == 0};
   }
 
-  // The kd part is exactly 0 where p and q are equal.
-  template <bool kHasKD, Label kUsed>
-  [[gnu::always_inline]] Vec gradient_register(int64_t at, const Factors& factors) const {
-    const Vec x_s = load(e_s + at), x_t = load(e_t + at), ce = all(factors.ce);
-    Vec result = all(0.0f);
-    if constexpr (kHasKD) result = x_s * all(factors.s) - x_t * all(factors.t);
-    if constexpr (kUsed == Label::kSame) return fma(x_s, ce, result);
-    if constexpr (kUsed == Label::kSquare) return fma(x_s * ce, x_s, result);
-    if constexpr (kUsed == Label::kOwn) return fma(load(e_own + at), ce, result);
-    return result;
-  }
-
-  void take_off_label(Pair& pair, int lane) const {
-    float lanes[kPair];
-    store(lanes, pair.a);
-    store(lanes + Vec::kLanes, pair.b);
-    lanes[lane] -= static_cast<float>(sweeps.label_weight);
-    pair = {load(lanes), load(lanes + Vec::kLanes)};
+  template <class X, class Order, bool kHasKD, Label kUsed>
+  void write_block() {
+    const int size = before.blocks.size(before.num_left - 1);
+    const auto gradient = next<X, Order, kHasKD, kUsed>();
+    int i = 0;
+    for (; i + kPair <= size; i += kPair) gradient(i);
+    if (i < size) store_pair(Order{}, gradient.grad + i, gradient.pair(i), size - i);
   }
 };
 

@@ -99,9 +99,10 @@ struct Run {
 };
 
 // Fetches a line for each line of a pair that is used now: into the second-level cache, for what is
-// on its way to the first one keeps the exponentials from coming and going.
+// on its way to the first one keeps the exponentials from coming and going. Inlined, for calls of
+// what only fetches are taken for calls of nothing.
 template <class X>
-inline void fetch_pair(const X* p) {
+[[gnu::always_inline]] inline void fetch_pair(const X* p) {
   constexpr int kLine = 64;
   const char* const ahead = reinterpret_cast<const char*>(p) + kFetchAheadBytes;
   for (size_t at = 0; at < kPair * sizeof(X); at += kLine) __builtin_prefetch(ahead + at, 0, 2);

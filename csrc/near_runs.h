@@ -32,8 +32,8 @@ class NearRuns {
  public:
   NearRuns(const Exponent&, const Exponent&, const Exponent&) {}
   void refer_to(float, float) {}
-  template <class S, class T>
-  bool add(const S*, const T*, int, const Exponentials&, BlockSums<kLabel>&) const {
+  template <class S, class T, class Beside>
+  bool add(const S*, const T*, int, const Exponentials&, BlockSums<kLabel>&, const Beside&) const {
     return false;
   }
 };
@@ -162,10 +162,12 @@ class NearRuns {
     near_own = NearExponent(own, reference_s);
   }
 
-  // Adds whole pairs to the sums; whether all of them are near, and the sums good.
-  template <class S, class T>
-  bool add(const S* from_s, const T* from_t, int size, const Exponentials& kept,
-           BlockSums<kLabel>& sums) const {
+  // Adds whole pairs to the sums; whether all of them are near, and the sums good. Before the
+  // exponentials of the pair at i are kept, `beside(i)` is called. A function of its own, and
+  // `beside` its own: next to other loops the compiler has no registers left for this one.
+  template <class S, class T, class Beside>
+  [[gnu::noinline]] bool add(const S* from_s, const T* from_t, int size, const Exponentials& kept,
+                             BlockSums<kLabel>& sums, Beside beside) const {
     constexpr OrderOf<S, T> order;
     SeenBits seen;
     for (int begin = 0; begin < size; begin += kRun) {
@@ -174,6 +176,7 @@ class NearRuns {
       for (int i = begin; i + kPair <= end; i += kPair) {
         fetch_pair(from_s + i);
         fetch_pair(from_t + i);
+        beside(i);
         run.add(i, load_pair(order, from_s + i), load_pair(order, from_t + i));
       }
       run.add_to(sums);

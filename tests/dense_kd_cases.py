@@ -6,6 +6,8 @@ import hidden_cases
 import torch
 from dense_kd_input import BF16, COMMON_DIVERGENCES, F16, F32, case, normal
 
+LONG_BLOCK = 1024  # columns of long rows that refer to the same logits: kLongBlock
+
 
 def padded_rows() -> dict[str, Any]:
     fields = case(6, 90)
@@ -64,12 +66,14 @@ def rising_maximum(temperature: float = 3.0, **options: Any) -> dict[str, Any]:
 def one_exponent_apart(side: str, **options: Any) -> dict[str, Any]:
     """A logit of a long row's second block as far from the largest one as exponents may be.
 
-    They are taken without looking for the largest one in between; in powers of two.
+    They are taken without looking for the largest one in between; in powers of two. Rows of each,
+    for the largest error of a few may be small by chance.
     """
     apart = torch.tensor([2.9, 3.1, 7.9, 8.1, -119.0, -120.0, -121.0, -126.5, -149.0, -151.0])
-    fields = case(len(apart), 1600, **options)
+    apart = apart.repeat(4)
+    fields = case(len(apart), LONG_BLOCK + 600, **options)
     nats = apart / 1.442695 * options.get("temperature", 1.0)
-    fields[side][:, 700] = fields[side][:, :512].amax(1) + nats
+    fields[side][:, LONG_BLOCK + 200] = fields[side][:, :LONG_BLOCK].amax(1) + nats
     return fields
 
 
@@ -78,10 +82,11 @@ def far_by_a_power_of_two() -> dict[str, Any]:
 
     What the exponents of long_rows.h are rounded with is then exactly 0.
     """
-    fields = case(3, 1600, temperature=1.4426950408889634, has_labels=False)
+    fields = case(3, LONG_BLOCK + 600, temperature=1.4426950408889634, has_labels=False)
     for side in ("student_logits", "teacher"):
         fields[side].clamp_(max=4.0)[:, 0] = 4.0
-        fields[side][:2, 700:702] = 4.0 - 120.0 - torch.tensor([2.0**18, 2.0**20])
+        far = 4.0 - 120.0 - torch.tensor([2.0**18, 2.0**20])
+        fields[side][:2, LONG_BLOCK + 200 : LONG_BLOCK + 202] = far
     return fields
 
 
@@ -266,6 +271,25 @@ CASES: dict[str, dict[str, Any]] = {
         f"maximum rises, temperature {t}, {dtype}": rising_maximum(t, dtypes=(dtype, dtype))
         for t in (1.0, 2.0)
         for dtype in (F32, BF16)
+    },
+    **{
+        f"a gradient written while the next row is read, temperature {t}, {dtype}": case(
+            5, 6 * LONG_BLOCK - 100, temperature=t, dtypes=(dtype, dtype)
+        )
+        for t in (1.0, 2.0, 3.0)
+        for dtype in (F32, BF16, F16)
+    },
+    **{
+        f"a gradient written while the next row is read, {why}": case(
+            5, 6 * LONG_BLOCK - 100, temperature=2.0, **fields
+        )
+        for why, fields in {
+            "no labels": {"has_labels": False},
+            "labels only mark tokens": {"ce_weight": 0.0},
+            "no kd weight": {"kd_weight": 0.0},
+            "mask": {"mask": MASK[:5]},
+            "padded vocabulary": {"vocab_size": 5 * LONG_BLOCK + 300},
+        }.items()
     },
     "nothing in the last block": case(6, 1100, has_labels=False)
     | {"teacher": normal(6, 1100, seed=1).masked_fill(torch.arange(1100) > 1050, -torch.inf)},
