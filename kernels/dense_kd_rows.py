@@ -20,6 +20,7 @@ from mkd_fast.kernels.pointwise import (
     LOWEST,
     capped_gradient,
     contribution,
+    is_relative,
     squared_error,
 )
 from mkd_fast.kernels.row_blocks import (
@@ -38,9 +39,9 @@ from mkd_fast.kernels.tokens import counted, weight_of_token
 
 
 @triton.jit
-def _rebased_gap(gap, total_s, drop_s, drop_t, decay_s):
-    """The sum of e_s (bits_s - bits_t) after both maxima have risen by their drops in bits."""
-    return decay_s * (gap + tl.where(total_s == 0.0, 0.0, total_s * (drop_t - drop_s)))
+def _rebased_gap(gap, total_s, rise_s, rise_t, decay_s):
+    """The sum of e_s (bits_s - bits_t) after what they count from has risen, by so many bits."""
+    return decay_s * (gap + tl.where(total_s == 0.0, 0.0, total_s * (rise_t - rise_s)))
 
 
 @triton.jit
@@ -49,10 +50,11 @@ def _statistics(
     TEACHER: tl.constexpr, OWN_SUM: tl.constexpr, GAP: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """Maxima and sums of exponentials of a row; the student's untempered sum; the gap.
+    """Maxima and sums of exponentials of a row; the student's untempered sum; the gap and its base.
 
-    The gap is sum_v q_v (log2 q_v - log2 p_v), which is what reverse KL needs to know beforehand.
-    Without TEACHER that side is not read.
+    The gap is the centre of reverse KL, in bits: sum_v q_v (bits_s - bits_t), where the student's
+    count from its maximum and the teacher's from its logit in that column, the base. Without a gap
+    the base is the teacher's maximum. Without TEACHER that side is not read.
     """
     top_s = tl.full([BLOCK // GROUP], LOWEST, tl.float32)
     top_t = top_s
@@ -60,6 +62,7 @@ def _statistics(
     total_t = total_s
     own = total_s
     gap = total_s
+    base = total_s  # no exponential counts from it yet
     for start in range(0, V + shift, BLOCK):
         z_s = read_block(student, first_s, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
         new_s = tl.maximum(top_s, tl.max(z_s, 1))
@@ -73,11 +76,15 @@ def _statistics(
             decay_t = tl.exp2((top_t - new_t) * teacher.to_bits)
             total_t = total_t * decay_t + tl.sum(tl.exp2(bits_t), 1)
         if GAP:
+            at_top = tl.max(tl.where(z_s == new_s[:, None], z_t, -float("inf")), 1)
+            new_base = tl.where(at_top > -float("inf"), at_top, base)
             gap = _rebased_gap(
-                gap, total_s, (new_s - top_s) * student.to_bits, (new_t - top_t) * teacher.to_bits,
-                decay_s,
+                gap, total_s, (new_s - top_s) * student.to_bits,
+                (new_base - base) * teacher.to_bits, decay_s,
             )  # fmt: skip
-            gap += tl.sum(tl.where(e_s == 0.0, 0.0, e_s * (bits_s - bits_t)), 1)
+            excess = bits_s - (z_t - new_base[:, None]) * teacher.to_bits
+            gap += tl.sum(tl.where(e_s == 0.0, 0.0, e_s * excess), 1)
+            base = new_base
         total_s = total_s * decay_s + tl.sum(e_s, 1)
         if OWN_SUM:
             e_own = tl.exp2((z_s - new_s[:, None]) * LOG2E)
@@ -94,13 +101,15 @@ def _statistics(
     if OWN_SUM:
         sum_own = tl.sum(own * tl.exp2((top_s - row_s) * LOG2E))
     row_gap = 0.0
+    row_base = row_t
     if GAP:
+        row_base = tl.max(tl.where(top_s == row_s, base, LOWEST))
         gap = _rebased_gap(
-            gap, total_s, (row_s - top_s) * student.to_bits, (row_t - top_t) * teacher.to_bits,
+            gap, total_s, (row_s - top_s) * student.to_bits, (row_base - base) * teacher.to_bits,
             decay_s,
         )  # fmt: skip
-        row_gap = tl.sum(gap) / sum_s + (tl.log2(sum_t) - tl.log2(sum_s))
-    return row_s, row_t, sum_s, sum_t, sum_own, row_gap
+        row_gap = tl.sum(gap) / sum_s
+    return row_s, row_t, sum_s, sum_t, sum_own, row_gap, row_base
 
 
 @triton.jit
@@ -111,15 +120,19 @@ def _sweep(
     OWN_SUM: tl.constexpr, REVERSED: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """D of a row and the sum of its centres; the gradient is written where GRAD is set."""
-    top_s, top_t, sum_s, sum_t, sum_own, _ = statistics
+    """D of a row and its centre; the gradient is written where GRAD is set."""
+    top_s, top_t, sum_s, sum_t, sum_own, _, base_t = statistics
     scale_s = 1.0 / sum_s
     scale_t = 1.0 / sum_t
     scale_own = 1.0 / sum_own
     log2_s = tl.log2(sum_s)
     log2_t = tl.log2(sum_t)
+    common = log2_t - log2_s
+    if is_relative(DIVERGENCE):
+        common += (top_t - base_t) * teacher.to_bits
     values = tl.zeros([BLOCK // GROUP], tl.float32)
     centres = values
+    shares = values
     width = V
     if GRAD:
         width = num_columns
@@ -138,11 +151,15 @@ def _sweep(
         else:
             bits_t = (z_t - top_t) * teacher.to_bits
             p = tl.exp2(bits_t) * scale_t
+            excess_t = bits_t
+            if is_relative(DIVERGENCE):
+                excess_t = (z_t - base_t) * teacher.to_bits
             value, g, direct = contribution(
-                p, q, bits_t - log2_t, bits_s - log2_s, (bits_s - bits_t) + (log2_t - log2_s),
+                p, q, bits_t - log2_t, bits_s - log2_s, bits_s - excess_t, common,
                 terms, DIVERGENCE,
             )  # fmt: skip
             centres += tl.sum(direct + q * g, 1)
+            shares += tl.sum(q, 1)
             kd_gradient = direct + q * (g - centre)
         values += tl.sum(value, 1)
         if GRAD:
@@ -155,7 +172,7 @@ def _sweep(
                 )
             result = capped_gradient(result, z_s, student)
             write_block(grad, first_g, start, shift, num_columns, result, BLOCK, GROUP, LAYOUT)
-    return tl.sum(values), tl.sum(centres)
+    return tl.sum(values), tl.sum(centres) / tl.sum(shares)
 
 
 @triton.jit
@@ -170,15 +187,14 @@ def _row(
     first_t = row_start(row, teacher.stride, shift, GROUP, LAYOUT)
     TEACHER: tl.constexpr = DIVERGENCE != "logit_mse"
     GRAD: tl.constexpr = grad is not None
-    HAS_GAP: tl.constexpr = DIVERGENCE == "reverse_kl" or DIVERGENCE == "jeffreys"
-    GAP: tl.constexpr = GRAD and KD_GRAD and HAS_GAP
+    GAP: tl.constexpr = GRAD and KD_GRAD and is_relative(DIVERGENCE)
     if TEACHER or tokens.labels is not None:
         statistics = _statistics(
             student, teacher, first_s, first_t, shift, V, TEACHER, OWN_SUM, GAP,
             BLOCK, GROUP, LAYOUT,
         )  # fmt: skip
     else:
-        statistics = 0.0, 0.0, 1.0, 1.0, 1.0, 0.0  # nobody asks
+        statistics = 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0  # nobody asks
     label = 0
     if tokens.labels is not None:
         label, ce = cross_entropy(student, tokens, row, statistics[0], statistics[4], V)

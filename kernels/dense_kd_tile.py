@@ -12,8 +12,10 @@ from mkd_fast.kernels.hidden import hidden_error
 from mkd_fast.kernels.pointwise import (
     LN2,
     LOG2E,
+    LOWEST,
     capped_gradient,
     contribution,
+    is_relative,
     logits_of,
     squared_error,
 )
@@ -75,13 +77,19 @@ def _tile(
     if DIVERGENCE == "logit_mse":
         value, direct = squared_error(logits, targets, column < V)
     else:
-        _, bits_t, total_t, p = _softmax(targets, teacher.to_bits)
+        top_t, bits_t, total_t, p = _softmax(targets, teacher.to_bits)
         log2_s = tl.log2(total)
         log2_t = tl.log2(total_t)
+        excess_t = bits_t
+        common = log2_t - log2_s
+        if is_relative(DIVERGENCE):
+            base_t = tl.max(tl.where(logits == top, targets, LOWEST), 1)[:, None]
+            base_t = tl.where(base_t == LOWEST, top_t, base_t)
+            excess_t = (targets - base_t) * teacher.to_bits
+            common += (top_t - base_t) * teacher.to_bits
         value, g, direct = contribution(
-            p, q, bits_t - log2_t, bits_s - log2_s, (bits_s - bits_t) + (log2_t - log2_s),
-            terms, DIVERGENCE,
-        )  # fmt: skip
+            p, q, bits_t - log2_t, bits_s - log2_s, bits_s - excess_t, common, terms, DIVERGENCE
+        )
     kd = tl.where(counts, tl.sum(value, 1) * terms.value_to_kd, 0.0)
     soft = q
     if tokens.labels is not None:
@@ -95,6 +103,8 @@ def _tile(
         if KD_GRAD:
             if DIVERGENCE != "logit_mse":
                 centre = tl.sum(direct + q * g, 1)[:, None]
+                if DIVERGENCE != "forward_kl":
+                    centre /= tl.sum(q, 1)[:, None]
                 direct += q * (g - centre)
             result += terms.kd_slope * direct
         if CE_GRAD:

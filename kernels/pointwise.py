@@ -11,7 +11,9 @@ divided by q: with q_v dD/dq_v = direct_v + q_v g_v
 
     dD/dx_v = direct_v + q_v (g_v - centre),   centre = sum_u direct_u + q_u g_u,
 
-and a constant in g cancels. A probability of zero contributes its limit, and nothing where both
+and a constant in g cancels: reverse KL and Jeffreys leave out what the columns of a row have in
+common, which rounds a small g like a large one. With the q as they are rounded, centre is divided
+by their sum. A probability of zero contributes its limit, and nothing where both
 are zero; NaN is never masked, so that it reaches the loss.
 
 A logit z becomes c tanh(z / c) under a softcap c, with the slope 1 - tanh(z / c)^2.
@@ -65,6 +67,15 @@ def squared_error(ours, theirs, is_column):
     return error * error, error
 
 
+@triton.constexpr_function
+def is_relative(DIVERGENCE):
+    """Whether ``excess`` counts from the student's likeliest column, and its teacher's logit there.
+
+    Where one q is nearly 1 its g is nearly the centre, and both are then nearly 0.
+    """
+    return DIVERGENCE == "reverse_kl" or DIVERGENCE == "jeffreys"
+
+
 @triton.jit
 def _mixture(first, second, share):
     """The mixture of two shares, but never 0: it is divided by, and its logarithm taken."""
@@ -73,22 +84,25 @@ def _mixture(first, second, share):
 
 
 @triton.jit
-def contribution(p, q, log2_p, log2_q, log2_ratio, terms, DIVERGENCE: tl.constexpr):
+def contribution(p, q, log2_p, log2_q, excess, common, terms, DIVERGENCE: tl.constexpr):
     """An entry's share of D, its g and its ``direct``.
 
-    D is in bits where it is a sum of logarithms: ``terms.value_to_kd`` knows. ``log2_ratio`` is
-    log2(q / p): with fewer roundings than the difference of the logarithms.
+    D is in bits where it is a sum of logarithms: ``terms.value_to_kd`` knows. log2(q / p) comes in
+    two parts, with fewer roundings than the difference of the logarithms: the entry's ``excess``
+    over what is ``common`` to its row.
     """
     beta = terms.beta
+    log2_ratio = excess + common
     nothing = tl.zeros_like(q)
     if DIVERGENCE == "forward_kl":  # sum p log(p / q)
         return tl.where(p == 0.0, 0.0, -p * log2_ratio), nothing, -p
     elif DIVERGENCE == "reverse_kl":  # sum q log(q / p): g = log(q / p) + 1
-        ratio = tl.where(q == 0.0, 0.0, log2_ratio)
-        return q * ratio, ratio * LN2, nothing
+        pull = tl.where(q == 0.0, 0.0, excess)
+        return q * (pull + common), pull * LN2, nothing
     elif DIVERGENCE == "jeffreys":
-        ratio = tl.where(q == 0.0, 0.0, log2_ratio)
-        return q * ratio + tl.where(p == 0.0, 0.0, -p * log2_ratio), ratio * LN2, -p
+        pull = tl.where(q == 0.0, 0.0, excess)
+        from_p = tl.where(p == 0.0, 0.0, -p * log2_ratio)
+        return q * (pull + common) + from_p, pull * LN2, -p
     elif DIVERGENCE == "jsd":  # m = beta p + (1 - beta) q: g = (1 - beta) log(q / m)
         log2_m = tl.log2(_mixture(p, q, beta))
         ratio = tl.where(q == 0.0, 0.0, (1.0 - beta) * (log2_q - log2_m))

@@ -152,7 +152,7 @@ def _events(
         log_p = tl.zeros_like(p)
     q = tl.exp(log_q)
     value, g, direct = contribution(
-        p, q, log_p * LOG2E, log_q * LOG2E, (log_q - log_p) * LOG2E, terms, DIVERGENCE
+        p, q, log_p * LOG2E, log_q * LOG2E, (log_q - log_p) * LOG2E, 0.0, terms, DIVERGENCE
     )
     is_event = (id >= 0) | is_rest
     value = tl.where(is_event, value, 0.0)
@@ -197,7 +197,7 @@ def _terms_of_columns(z, student, terms, top, columns, DIVERGENCE: tl.constexpr)
     q = tl.exp2(bits) * scale
     log2_p = tl.broadcast_to(log2_p, bits.shape)  # conditions of two shapes are not interpreted
     value, g, direct = contribution(
-        p, q, log2_p, bits - log2_total, bits - log2_scaled, terms, DIVERGENCE
+        p, q, log2_p, bits - log2_total, bits - log2_scaled, 0.0, terms, DIVERGENCE
     )
     return value, q, g, direct
 

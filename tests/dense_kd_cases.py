@@ -91,18 +91,35 @@ def far_by_a_power_of_two() -> dict[str, Any]:
 
 
 def one_hot_teacher(
-    logit: float = 1000.0, num_columns: int = 300, step: float = 0.0, **fields: Any
+    logit: float = 1000.0,
+    num_columns: int = 300,
+    step: float = 0.0,
+    num_rows: int = 60,
+    **fields: Any,
 ) -> dict[str, Any]:
     """Many rows: rounding of a divergence of thousands is all that is seen in some gradients.
 
     All other columns of a teacher are alike, and one rounding is made in all of them; with a step
     from row to row it is not the same in all rows.
     """
-    arguments = case(60, num_columns, **fields)
-    row = torch.arange(60)
-    arguments["teacher"] = torch.zeros(60, num_columns)
+    arguments = case(num_rows, num_columns, **fields)
+    row = torch.arange(num_rows)
+    arguments["teacher"] = torch.zeros(num_rows, num_columns)
     arguments["teacher"][row, row * 5] = logit + step * row
     return arguments
+
+
+def ratios_of_thousands(num_rows: int) -> dict[str, dict[str, Any]]:
+    """log(q / p) is 2e4 in all columns but one, to within a rounding of 1e-3.
+
+    The gradient of reverse KL is how far each is from their mean.
+    """
+    return {
+        f"{name}, one-hot teacher of logit 1e4, temperature 0.5": one_hot_teacher(
+            1e4, 1031, step=20.0, num_rows=num_rows, temperature=0.5, divergence=name
+        )
+        for name in ("reverse_kl", "jeffreys")
+    }
 
 
 def alpha_beta(alpha: float, beta: float) -> dict[str, Any]:
@@ -205,6 +222,7 @@ CASES: dict[str, dict[str, Any]] = {
         for logit in (7.0, 30.0)
         for num_columns in (300, 1031)
     },
+    **ratios_of_thousands(60),
     **{  # powers of probabilities as small as e^-200 leave float32, those of others do not
         f"alpha_beta(-0.3, -0.2) at temperature 0.1, {num_columns} columns": case(
             20, num_columns, temperature=0.1, **alpha_beta(-0.3, -0.2) | {"size": 3.0}

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from dense_kd_cases import ratios_of_thousands
 from dense_kd_input import BF16, COMMON_DIVERGENCES, F16, F32, case, normal
 from hidden_cases import hidden_states
 from kd_evaluation import GRADIENT, assert_all_within_budget, evaluate, exact_and_plain
@@ -136,6 +137,15 @@ CASES: dict[str, dict[str, Any]] = {
         for name, fields in DIVERGENCES.items()
         if "-" not in name  # infinite
     },
+    **ratios_of_thousands(6),
+    **{  # one column is all of q: the gradient is 0, as is what its ratio differs from their mean
+        f"{name}, logits of 1e4, temperature 0.5, rows": case(
+            6, SHIFTED, size=1e4, temperature=0.5, has_labels=False, divergence=name
+        )
+        for name in ("reverse_kl", "jeffreys")
+    },
+    # as good as one column, whose q and the others' sum to 1 only within a rounding
+    "jsd, cold": case(6, SHIFTED, temperature=0.1, has_labels=False, **COMMON_DIVERGENCES["jsd"]),
     **{
         f"{name}, one-hot teacher": changed(
             case(40, TILE, **fields),
