@@ -15,6 +15,7 @@ from torch import Tensor
 # N tokens, V vocabulary, P positions of hidden states a token, D width
 
 _LOG2E = math.log2(math.e)
+_TIE_TERMS = 7  # of a series whose terms fall by a factor of 2 and the factorial
 _SMALLEST_SQUARE = 1e-16  # lengths are at least 1e-8, as in losses/reference.py
 # Where a mixture is one of the pair: by definition for jsd, as it comes for the others.
 _ENDS = {
@@ -40,6 +41,8 @@ class Side(NamedTuple):
     logit_scale: float | None  # None: 1
     softcap: float | None  # None: off
     to_bits: float  # log2(e) / T: 2^(to_bits (z - max)) is the tempered exponential
+    to_bits_high: float  # its first 12 bits
+    to_bits_low: float  # and the rest of it
 
 
 class Tokens(NamedTuple):
@@ -61,6 +64,12 @@ class Terms(NamedTuple):
     value_to_kd: float  # kd_scale, times ln 2 where D is summed in bits
     kd_slope: float  # kd_weight * kd_scale * logit_scale / T
     ce_slope: float  # ce_weight * logit_scale
+    alpha_parts: tuple[float, float]  # a multiple of 2^-12, and the rest of it
+    beta_parts: tuple[float, float]
+    total_parts: tuple[float, float]  # of alpha + beta
+    near_tie: tuple[float, ...]  # D / q^(alpha + beta) is log(q / p)^2 times this series in it
+    nearness: float  # up to this log(q / p)
+    power_shift: float  # powers of alpha_beta are made 2^power_shift times as large from the start
 
 
 class Layer(NamedTuple):
@@ -142,10 +151,35 @@ class Options:
         return Terms(
             alpha=self.alpha,
             beta=self.beta,
-            value_to_kd=value_to_kd,
-            kd_slope=kd_slope,
+            value_to_kd=value_to_kd * 2.0**-self._power_shift,
+            kd_slope=kd_slope * 2.0**-self._power_shift,
             ce_slope=self.ce_weight * self.logit_scale,
+            alpha_parts=_in_two(self.alpha),
+            beta_parts=_in_two(self.beta),
+            total_parts=_in_two(self.alpha + self.beta),
+            near_tie=self._near_tie,
+            nearness=0.5 / max(abs(self.alpha), abs(self.alpha + self.beta), 1e-9),
+            power_shift=float(self._power_shift),
         )
+
+    @property
+    def _near_tie(self) -> tuple[float, ...]:
+        """Coefficients of alpha_beta that has no limits; of any other none are asked for."""
+        if self.resolved_divergence != "alpha_beta":
+            return (0.0,) * _TIE_TERMS
+        steps = range(1, _TIE_TERMS + 1)
+        total = self.alpha + self.beta
+        powers = ((-total) ** n - (-self.alpha) ** n for n in steps)
+        return tuple(
+            -power / (self.beta * math.factorial(n + 1))
+            for n, power in zip(steps, powers, strict=True)
+        )
+
+    @property
+    def _power_shift(self) -> int:
+        """What of a small T squared is taken off a power's exponent: e^100 / 100 is a float32."""
+        has_powers = self.divergence == "alpha_beta" and (self.alpha, self.beta) != (0.0, 0.0)
+        return math.ceil(math.log2(self.kd_scale)) if has_powers and 0 < self.kd_scale < 1 else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,13 +290,24 @@ def teacher_side(logits: Tensor, options: Options) -> Side:
 
 
 def _side(logits: Tensor, scale: float, softcap: float, temperature: float) -> Side:
+    to_bits = _LOG2E / temperature
+    mantissa, exponent = math.frexp(to_bits)
+    to_bits_high = math.ldexp(round(mantissa * 4096), exponent - 12)
     return Side(
         logits,
         stride=logits.stride(0),
         logit_scale=None if scale == 1.0 else scale,
         softcap=softcap or None,
-        to_bits=_LOG2E / temperature,
+        to_bits=to_bits,
+        to_bits_high=to_bits_high,
+        to_bits_low=to_bits - to_bits_high,
     )
+
+
+def _in_two(power: float) -> tuple[float, float]:
+    """A multiple of 2^-12, which a whole number is multiplied by exactly, and the rest."""
+    high = round(power * 4096) / 4096
+    return high, power - high
 
 
 def _row_strides(layer: Tensor) -> tuple[int, int]:

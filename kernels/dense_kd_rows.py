@@ -21,6 +21,8 @@ from mkd_fast.kernels.pointwise import (
     capped_gradient,
     contribution,
     is_relative,
+    log2_of,
+    log2_share,
     squared_error,
 )
 from mkd_fast.kernels.row_blocks import (
@@ -125,9 +127,9 @@ def _sweep(
     scale_s = 1.0 / sum_s
     scale_t = 1.0 / sum_t
     scale_own = 1.0 / sum_own
-    log2_s = tl.log2(sum_s)
-    log2_t = tl.log2(sum_t)
-    common = log2_t - log2_s
+    log2_s = log2_of(sum_s, DIVERGENCE)
+    log2_t = log2_of(sum_t, DIVERGENCE)
+    common = log2_t[0] - log2_s[0]
     if is_relative(DIVERGENCE):
         common += (top_t - base_t) * teacher.to_bits
     values = tl.zeros([BLOCK // GROUP], tl.float32)
@@ -154,10 +156,11 @@ def _sweep(
             excess_t = bits_t
             if is_relative(DIVERGENCE):
                 excess_t = (z_t - base_t) * teacher.to_bits
+            log2_p = log2_share(z_t, top_t, bits_t, log2_t, teacher, DIVERGENCE)
+            log2_q = log2_share(z_s, top_s, bits_s, log2_s, student, DIVERGENCE)
             value, g, direct = contribution(
-                p, q, bits_t - log2_t, bits_s - log2_s, bits_s - excess_t, common,
-                terms, DIVERGENCE,
-            )  # fmt: skip
+                p, q, log2_p, log2_q, bits_s - excess_t, common, terms, DIVERGENCE
+            )
             centres += tl.sum(direct + q * g, 1)
             shares += tl.sum(q, 1)
             kd_gradient = direct + q * (g - centre)

@@ -16,6 +16,8 @@ from mkd_fast.kernels.pointwise import (
     capped_gradient,
     contribution,
     is_relative,
+    log2_of,
+    log2_share,
     logits_of,
     squared_error,
 )
@@ -78,17 +80,19 @@ def _tile(
         value, direct = squared_error(logits, targets, column < V)
     else:
         top_t, bits_t, total_t, p = _softmax(targets, teacher.to_bits)
-        log2_s = tl.log2(total)
-        log2_t = tl.log2(total_t)
+        log2_s = log2_of(total, DIVERGENCE)
+        log2_t = log2_of(total_t, DIVERGENCE)
         excess_t = bits_t
-        common = log2_t - log2_s
+        common = log2_t[0] - log2_s[0]
         if is_relative(DIVERGENCE):
             base_t = tl.max(tl.where(logits == top, targets, LOWEST), 1)[:, None]
             base_t = tl.where(base_t == LOWEST, top_t, base_t)
             excess_t = (targets - base_t) * teacher.to_bits
             common += (top_t - base_t) * teacher.to_bits
+        log2_p = log2_share(targets, top_t, bits_t, log2_t, teacher, DIVERGENCE)
+        log2_q = log2_share(logits, top, bits_s, log2_s, student, DIVERGENCE)
         value, g, direct = contribution(
-            p, q, bits_t - log2_t, bits_s - log2_s, bits_s - excess_t, common, terms, DIVERGENCE
+            p, q, log2_p, log2_q, bits_s - excess_t, common, terms, DIVERGENCE
         )
     kd = tl.where(counts, tl.sum(value, 1) * terms.value_to_kd, 0.0)
     soft = q

@@ -11,10 +11,13 @@ divided by q: with q_v dD/dq_v = direct_v + q_v g_v
 
     dD/dx_v = direct_v + q_v (g_v - centre),   centre = sum_u direct_u + q_u g_u,
 
-and a constant in g cancels: reverse KL and Jeffreys leave out what the columns of a row have in
-common, which rounds a small g like a large one. With the q as they are rounded, centre is divided
-by their sum. A probability of zero contributes its limit, and nothing where both
-are zero; NaN is never masked, so that it reaches the loss.
+and a constant in g cancels: reverse KL and Jeffreys leave out what all columns of a row have in
+common, beside which a small g would be rounded like a large one. As the q are rounded, and do not
+sum to 1, centre is divided by their sum. A probability of zero contributes its limit, and nothing
+where both are zero; NaN is never masked, so that it reaches the loss.
+
+A logarithm of a hundred bits, rounded, makes its power wrong by a hundred roundings: those of
+alpha_beta are a whole number and a rest, which has the error of a small number.
 
 A logit z becomes c tanh(z / c) under a softcap c, with the slope 1 - tanh(z / c)^2.
 """
@@ -89,7 +92,7 @@ def contribution(p, q, log2_p, log2_q, excess, common, terms, DIVERGENCE: tl.con
 
     D is in bits where it is a sum of logarithms: ``terms.value_to_kd`` knows. log2(q / p) comes in
     two parts, with fewer roundings than the difference of the logarithms: the entry's ``excess``
-    over what is ``common`` to its row.
+    over what is ``common`` to its row. ``log2_p`` and ``log2_q`` are what log2_share() returns.
     """
     beta = terms.beta
     log2_ratio = excess + common
@@ -105,16 +108,16 @@ def contribution(p, q, log2_p, log2_q, excess, common, terms, DIVERGENCE: tl.con
         return q * (pull + common) + from_p, pull * LN2, -p
     elif DIVERGENCE == "jsd":  # m = beta p + (1 - beta) q: g = (1 - beta) log(q / m)
         log2_m = tl.log2(_mixture(p, q, beta))
-        ratio = tl.where(q == 0.0, 0.0, (1.0 - beta) * (log2_q - log2_m))
-        from_p = tl.where(p == 0.0, 0.0, beta * p * (log2_p - log2_m))
+        ratio = tl.where(q == 0.0, 0.0, (1.0 - beta) * (log2_q[0] - log2_m))
+        from_p = tl.where(p == 0.0, 0.0, beta * p * (log2_p[0] - log2_m))
         return from_p + q * ratio, ratio * LN2, nothing
     elif DIVERGENCE == "skew_forward_kl":  # the same m: g = -(1 - beta) p / m
         m = _mixture(p, q, beta)
-        value = tl.where(p == 0.0, 0.0, p * (log2_p - tl.log2(m)))
+        value = tl.where(p == 0.0, 0.0, p * (log2_p[0] - tl.log2(m)))
         return value, (beta - 1.0) * (p / m), nothing
     elif DIVERGENCE == "skew_reverse_kl":  # m = beta q + (1 - beta) p: g = log(q / m) - beta q / m
         m = _mixture(q, p, beta)
-        ratio = tl.where(q == 0.0, 0.0, log2_q - tl.log2(m))
+        ratio = tl.where(q == 0.0, 0.0, log2_q[0] - tl.log2(m))
         return q * ratio, ratio * LN2 - beta * (q / m), nothing
     elif DIVERGENCE == "tvd":  # sum |p - q| / 2: g = sign(q - p) / 2, 0 at ties
         sign = tl.where(p == q, 0.0, tl.where(q > p, 0.5, -0.5))
@@ -122,49 +125,132 @@ def contribution(p, q, log2_p, log2_q, excess, common, terms, DIVERGENCE: tl.con
     elif DIVERGENCE == "zero":  # of a distribution from itself
         return 0.0 * (p + q), nothing, nothing
     else:
-        value, direct = _alpha_beta(log2_p, log2_q, log2_ratio, terms.alpha, beta, DIVERGENCE)
-        is_event = (log2_p != -float("inf")) | (log2_q != -float("inf"))
+        value, direct = _alpha_beta(log2_p, log2_q, terms, DIVERGENCE)
+        is_event = (log2_p[0] != -float("inf")) | (log2_q[0] != -float("inf"))
         return tl.where(is_event, value, 0.0), nothing, tl.where(is_event, direct, 0.0)
 
 
+@triton.constexpr_function
+def has_powers(DIVERGENCE):
+    """Whether p and q are raised to powers, or compared where they underflow."""
+    return DIVERGENCE.startswith("alpha_beta")
+
+
 @triton.jit
-def _alpha_beta(log2_p, log2_q, log2_ratio, alpha, beta, DIVERGENCE: tl.constexpr):
+def log2_of(total, DIVERGENCE: tl.constexpr):
+    """The logarithm of a total as contribution() takes it, in two parts."""
+    log2 = tl.log2(total)
+    if has_powers(DIVERGENCE):
+        whole = tl.floor(log2)
+        rest = tl.where(total == 0.0, 0.0, tl.log2(total * tl.exp2(-whole)))
+        return whole.to(tl.float32), rest.to(tl.float32)
+    else:
+        return log2.to(tl.float32), 0.0
+
+
+@triton.jit
+def log2_share(z, top, bits, log2_total, side, DIVERGENCE: tl.constexpr):
+    """log2 of the share that a tempered exponential, 2^bits or e^((z - top) / T), has of a sum."""
+    if has_powers(DIVERGENCE):
+        whole, rest = _exponent(z, top, side)
+        return whole - log2_total[0], rest - log2_total[1]
+    else:
+        return bits - log2_total[0], 0.0
+
+
+@triton.jit
+def _exponent(z, top, side):
+    """(z - top) log2(e) / T as a whole number and a rest, without the difference's rounding."""
+    excess = z - top
+    moved = excess - z
+    rounding = (z - (excess - moved)) - (top + moved)
+    high = (excess.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+    product = high * side.to_bits_high  # of 12 bits each: exact
+    whole = tl.floor(product + 0.5)
+    low = (excess - high) + rounding
+    rest = (product - whole) + (low * side.to_bits_high + excess * side.to_bits_low)
+    return whole, tl.where(excess == -float("inf"), 0.0, rest)
+
+
+@triton.jit
+def _times(log2, factor):
+    """A logarithm in two parts times a factor in two: the first part is exact."""
+    return factor[0] * log2[0], factor[1] * log2[0] + (factor[0] + factor[1]) * log2[1]
+
+
+@triton.jit
+def _power(exact, rest, shift):
+    """2^(exact + rest + shift); what is left of the rest's own rounding is its first order."""
+    exact += shift
+    bits = tl.where(tl.abs(exact) == float("inf"), exact, exact + rest)
+    power = tl.exp2(bits)
+    lost = (exact - bits) + rest
+    return tl.where(tl.abs(bits) < 128.0, power + power * (lost * LN2), power)
+
+
+@triton.jit
+def _alpha_beta(log2_p, log2_q, terms, DIVERGENCE: tl.constexpr):
     """The alpha-beta divergence (a, b) and its limits, and q dD/dq.
 
     D = sum [a p^(a+b) + b q^(a+b)] / (a b (a+b)) - p^a q^b / (a b), so that
     q dD/dq = (q^(a+b) - p^a q^b) / a, of which the limit at a = 0 is q^b log(q / p).
     """
+    alpha = terms.alpha
+    beta = terms.beta
+    shift = terms.power_shift
+    ratio = ((log2_q[0] - log2_p[0]) + (log2_q[1] - log2_p[1])) * LN2
     if DIVERGENCE == "alpha_beta":
         total = alpha + beta
-        ours = tl.exp2(total * log2_q)
-        cross = tl.exp2(alpha * log2_p + beta * log2_q)
-        own = (alpha / total) * tl.exp2(total * log2_p) + (beta / total) * ours
-        return (own - cross) * (1.0 / (alpha * beta)), (ours - cross) * (1.0 / alpha)
+        of_p, rest_p = _times(log2_p, terms.alpha_parts)
+        of_q, rest_q = _times(log2_q, terms.beta_parts)
+        cross = _power(of_p + of_q, rest_p + rest_q, shift)
+        of_p, rest_p = _times(log2_p, terms.total_parts)
+        of_q, rest_q = _times(log2_q, terms.total_parts)
+        ours = _power(of_q, rest_q, shift)
+        own = (alpha / total) * _power(of_p, rest_p, shift) + (beta / total) * ours
+        # near a tie as a series in log(p / q), of which own - cross keeps no digit
+        series = terms.near_tie[-1]
+        for index in tl.static_range(len(terms.near_tie) - 2, -1, -1):
+            series = series * ratio + terms.near_tie[index]
+        near = ours * (ratio * ratio) * series
+        is_near = tl.abs(ratio) < terms.nearness
+        value = tl.where(is_near, near, (own - cross) * (1.0 / (alpha * beta)))
+        return value, (ours - cross) * (1.0 / alpha)
     elif DIVERGENCE == "alpha_beta_alpha_0":  # sum q^b log(q / p) / b - (q^b - p^b) / b^2
-        ours = tl.exp2(beta * log2_q)
-        direct = ours * tl.where(ours == 0.0, 0.0, log2_ratio * LN2)
-        gap = beta * direct - ours + tl.exp2(beta * log2_p)
-        value = _tangent_gap(gap, ours, -beta * log2_ratio * LN2)
-        return value * (1.0 / (beta * beta)), direct
+        of_p, rest_p = _times(log2_p, terms.beta_parts)
+        of_q, rest_q = _times(log2_q, terms.beta_parts)
+        ours = _power(of_q, rest_q, shift)
+        direct = ours * tl.where(ours == 0.0, 0.0, ratio)
+        gap = beta * direct - ours + _power(of_p, rest_p, shift)
+        return _tangent_gap(gap, ours, -beta * ratio) * (1.0 / (beta * beta)), direct
     elif DIVERGENCE == "alpha_beta_beta_0":  # sum p^a log(p / q) / a - (p^a - q^a) / a^2
-        theirs = tl.exp2(alpha * log2_p)
-        ours = tl.exp2(alpha * log2_q)
-        from_p = theirs * tl.where(theirs == 0.0, 0.0, -log2_ratio * LN2)
-        value = _tangent_gap(alpha * from_p - theirs + ours, theirs, alpha * log2_ratio * LN2)
+        of_p, rest_p = _times(log2_p, terms.alpha_parts)
+        of_q, rest_q = _times(log2_q, terms.alpha_parts)
+        theirs = _power(of_p, rest_p, shift)
+        ours = _power(of_q, rest_q, shift)
+        gap = alpha * (theirs * tl.where(theirs == 0.0, 0.0, -ratio)) - theirs + ours
+        value = _tangent_gap(gap, theirs, alpha * ratio)
         return value * (1.0 / (alpha * alpha)), (ours - theirs) * (1.0 / alpha)
     elif DIVERGENCE == "alpha_beta_sum_0":  # sum (r - 1 - log r) / a^2, r = (p / q)^a
-        power = tl.exp2(-alpha * log2_ratio)
-        tangent = -alpha * log2_ratio * LN2
-        value = _tangent_gap(power - 1.0 - tangent, 1.0, tangent)
-        return value * (1.0 / (alpha * alpha)), (1.0 - power) * (1.0 / alpha)
+        bits, rest = _times((log2_p[0] - log2_q[0], log2_p[1] - log2_q[1]), terms.alpha_parts)
+        power = _power(bits, rest, shift)
+        one = tl.exp2(shift)
+        tangent = -alpha * ratio
+        value = _tangent_gap(power - one - one * tangent, one, tangent)
+        return value * (1.0 / (alpha * alpha)), (one - power) * (1.0 / alpha)
     else:  # sum (log p - log q)^2 / 2
         tl.static_assert(DIVERGENCE == "alpha_beta_0_0")
-        ratio = log2_ratio * LN2
         return 0.5 * ratio * ratio, ratio
 
 
 @triton.jit
 def _tangent_gap(gap, scale, x):
     """``gap``, which is scale (e^x - 1 - x), as a series near x = 0, where it is rounding alone."""
-    series = 0.5 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040)))))
-    return tl.where(tl.abs(x) < 0.5, scale * (x * x) * series, gap)
+    return tl.where(tl.abs(x) < 0.5, scale * (x * x) * _tail_of_exp(x), gap)
+
+
+@triton.jit
+def _tail_of_exp(x):
+    """(e^x - 1 - x) / x^2, for x below 0.5."""
+    tail = 1 / 120 + x * (1 / 720 + x * (1 / 5040 + x * (1 / 40320)))
+    return 0.5 + x * (1 / 6 + x * (1 / 24 + x * tail))

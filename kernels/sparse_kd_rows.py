@@ -18,7 +18,15 @@ import triton
 import triton.language as tl
 
 from mkd_fast.kernels.hidden import hidden_error
-from mkd_fast.kernels.pointwise import LN2, LOG2E, LOWEST, capped_gradient, contribution
+from mkd_fast.kernels.pointwise import (
+    LN2,
+    LOG2E,
+    LOWEST,
+    capped_gradient,
+    contribution,
+    log2_of,
+    log2_share,
+)
 from mkd_fast.kernels.row_blocks import (
     clear_row,
     cross_entropy,
@@ -152,8 +160,9 @@ def _events(
         log_p = tl.zeros_like(p)
     q = tl.exp(log_q)
     value, g, direct = contribution(
-        p, q, log_p * LOG2E, log_q * LOG2E, (log_q - log_p) * LOG2E, 0.0, terms, DIVERGENCE
-    )
+        p, q, (log_p * LOG2E, 0.0), (log_q * LOG2E, 0.0), (log_q - log_p) * LOG2E, 0.0,
+        terms, DIVERGENCE,
+    )  # fmt: skip
     is_event = (id >= 0) | is_rest
     value = tl.where(is_event, value, 0.0)
     g = tl.where(is_event, g, 0.0)
@@ -195,9 +204,11 @@ def _terms_of_columns(z, student, terms, top, columns, DIVERGENCE: tl.constexpr)
     p, log2_p, log2_total, log2_scaled, scale = columns
     bits = (z - top) * student.to_bits
     q = tl.exp2(bits) * scale
-    log2_p = tl.broadcast_to(log2_p, bits.shape)  # conditions of two shapes are not interpreted
+    # conditions of two shapes are not interpreted
+    log2_p = tl.broadcast_to(log2_p[0], bits.shape), log2_p[1]
+    log2_q = log2_share(z, top, bits, log2_total, student, DIVERGENCE)
     value, g, direct = contribution(
-        p, q, log2_p, bits - log2_total, bits - log2_scaled, 0.0, terms, DIVERGENCE
+        p, q, log2_p, log2_q, bits - log2_scaled, 0.0, terms, DIVERGENCE
     )
     return value, q, g, direct
 
@@ -304,8 +315,8 @@ def _row(
     )
     columns = None
     if EACH:
-        p, log2_p = p_each.to(tl.float32), tl.log2(p_each).to(tl.float32)
-        log2_total, scale = tl.log2(outside[0]).to(tl.float32), (1.0 / outside[0]).to(tl.float32)
+        p, scale = p_each.to(tl.float32), (1.0 / outside[0]).to(tl.float32)
+        log2_p, log2_total = log2_of(p_each, DIVERGENCE), log2_of(outside[0], DIVERGENCE)
         # p in units of the student's exponentials: its error is that of every column's ratio
         log2_scaled = tl.log2(p_each * outside[0]).to(tl.float32)
         columns = p, log2_p, log2_total, log2_scaled, scale

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from dense_kd_cases import ratios_of_thousands
+from dense_kd_cases import alpha_beta, one_hot_teacher, ratios_of_thousands
 from dense_kd_input import BF16, COMMON_DIVERGENCES, F16, F32, case, normal
 from hidden_cases import hidden_states
 from kd_evaluation import GRADIENT, assert_all_within_budget, evaluate, exact_and_plain
@@ -52,6 +52,11 @@ DIVERGENCES: dict[str, dict[str, Any]] = {
 } | {
     f"alpha_beta{pair}": {"divergence": "alpha_beta", "alpha_beta": pair}
     for pair in ((0.2, 0.7), (0.0, 0.6), (0.6, 0.0), (0.6, -0.6), (0.0, 0.0), (-0.3, 1.0))
+}
+# Powers that grow as probabilities fall.
+STEEP = {
+    pair: alpha_beta(*pair) | {"size": 3.0}
+    for pair in ((-0.3, -0.2), (-0.3, 0.6), (0.6, -0.3), (0.5, -0.5))
 }
 ENDS = {
     f"{name}, beta {beta:g}": {"divergence": name, "beta": beta}
@@ -143,6 +148,24 @@ CASES: dict[str, dict[str, Any]] = {
             6, SHIFTED, size=1e4, temperature=0.5, has_labels=False, divergence=name
         )
         for name in ("reverse_kl", "jeffreys")
+    },
+    **{  # powers of probabilities as small as e^-60 are wrong by what their exponents are
+        f"alpha_beta{pair}, one-hot teacher of logit 30{rows}": one_hot_teacher(
+            30.0, num_columns, 0.06, num_rows, temperature=0.5, has_labels=False, **STEEP[pair]
+        )
+        for pair in STEEP
+        for rows, num_columns, num_rows in (("", TILE, 12), (", rows", SHIFTED, 3))
+    },
+    # e^100 times T^2 is a float32 number, and has to be one before T^2 is known of
+    "alpha_beta(-0.3, -0.2), cold": case(
+        20, TILE, temperature=0.1, has_labels=False, **STEEP[(-0.3, -0.2)]
+    ),
+    # the terms' difference has no digit left where the sides are as good as tied
+    **{
+        f"alpha_beta(0.6, -0.3), hot, {num_columns} columns": case(
+            12, num_columns, temperature=20.0, has_labels=False, **STEEP[(0.6, -0.3)]
+        )
+        for num_columns in (TILE, 300)
     },
     # as good as one column, whose q and the others' sum to 1 only within a rounding
     "jsd, cold": case(6, SHIFTED, temperature=0.1, has_labels=False, **COMMON_DIVERGENCES["jsd"]),
