@@ -25,6 +25,7 @@
 
 #include "dense_kd_rows.h"
 #include "long_exponents.h"
+#include "long_gradients.h"
 #include "near_runs.h"
 
 namespace mkd::MKD_ISA {
@@ -76,7 +77,7 @@ class LongRows {
                        columns_to_alignment(op.grad.row(n) + first * element, element, kPair));
     row = {n, {first, last, head}, !before.is_reversed};
     block_sums = {};
-    may_be_near = true;
+    may_be_near = kFmaRoundsOnce;
     with_types([&](auto s, auto t) { collect_of<decltype(s), decltype(t)>(); });
     write_rest();
     return row.sums;
@@ -118,18 +119,12 @@ class LongRows {
   // More floats than there are in one kept array: arrays whole pages apart share the lines of a
   // cache, and at V = 250,002 that took a third longer.
   static constexpr int64_t kApart = 17 * kAlignment;
-  // What exponentials are multiplied by for the kd gradient, and those of the cross-entropy for its
-  // own.
-  struct Factors {
-    float s, t, ce;
-  };
-
   struct OfRow {
     int64_t n = 0;
     LongBlocks blocks = {};
     bool is_reversed = false;  // the order of its blocks in the scratch row
     RowSums sums = {};
-    Factors factors = {};
+    GradientFactors factors = {};
     int64_t num_left = 0;  // blocks whose gradient is to be written, the last one first
   };
 
@@ -205,8 +200,8 @@ class LongRows {
   template <class S, class T>
   bool add_block(const S* s, const T* t, int size, int64_t slot) {
     BlockSums<kLabel> sums = block_sums;
-    const bool is_near = may_be_near && row.sums.max_s != kNothing && row.sums.max_t != kNothing &&
-                         add_near(s, t, size, slot, sums);
+    bool is_near = may_be_near && row.sums.max_s != kNothing && row.sums.max_t != kNothing;
+    if constexpr (kFmaRoundsOnce) is_near = is_near && add_near(s, t, size, slot, sums);
     if (!is_near) {
       clear(slot);
       sums = block_sums;
@@ -288,10 +283,10 @@ class LongRows {
 
   // The factors of exponentials in a slot.
   template <Label kUsed>
-  Factors factors_of(int64_t slot) const {
+  GradientFactors factors_of(int64_t slot) const {
     const Reference from = references[slot];
     const float rest_s = rest_of(exponents.s, from.s, before.sums.max_s);
-    Factors factors = before.factors;
+    GradientFactors factors = before.factors;
     factors.s *= rest_s;
     factors.t *= rest_of(exponents.t, from.t, before.sums.max_t);
     factors.ce *= kUsed == Label::kOwn ? rest_of(exponents.own, from.s, before.sums.max_s) : rest_s;
@@ -318,51 +313,7 @@ class LongRows {
     return result;
   }
 
-  // Writes a block's gradient, pair by pair. kHasKD and kUsed leave out what has no weight. All
-  // that it takes is at hand, as in Run.
-  template <class X, class Order, bool kHasKD, Label kUsed>
-  struct BlockGradient {
-    const Exponentials kept;
-    const Factors factors;
-    const float label_weight;
-    const int64_t label;  // from the block's begin; anywhere else where it is in another block
-    X* const grad;
-    const bool past_caches;
-
-    [[gnu::always_inline]] void operator()(int i) const {
-      store_pair(Order{}, grad + i, pair(i), past_caches);
-    }
-
-    [[gnu::always_inline]] Pair pair(int i) const {
-      Pair pair{columns(i), columns(i + Vec::kLanes)};
-      if (kUsed != Label::kNone && i <= label && label < i + kPair) [[unlikely]] {
-        take_off_label(pair, Order::lane_of(static_cast<int>(label) - i));
-      }
-      return pair;
-    }
-
-   private:
-    // The kd part is exactly 0 where p and q are equal.
-    [[gnu::always_inline]] Vec columns(int i) const {
-      const Vec x_s = load(kept.e_s + i), x_t = load(kept.e_t + i), ce = all(factors.ce);
-      Vec result = all(0.0f);
-      if constexpr (kHasKD) result = x_s * all(factors.s) - x_t * all(factors.t);
-      if constexpr (kUsed == Label::kSame) return fma(x_s, ce, result);
-      if constexpr (kUsed == Label::kSquare) return fma(x_s * ce, x_s, result);
-      if constexpr (kUsed == Label::kOwn) return fma(load(kept.e_own + i), ce, result);
-      return result;
-    }
-
-    void take_off_label(Pair& pair, int lane) const {
-      float lanes[kPair];
-      store(lanes, pair.a);
-      store(lanes + Vec::kLanes, pair.b);
-      lanes[lane] -= label_weight;
-      pair = {load(lanes), load(lanes + Vec::kLanes)};
-    }
-  };
-
-  // That of the next block of the row before, which from then on counts as written.
+  // The gradient of the next block of the row before, which from then on counts as written.
   template <class X, class Order, bool kHasKD, Label kUsed>
   BlockGradient<X, Order, kHasKD, kUsed> next() {
     const int64_t b = --before.num_left, begin = before.blocks.begin(b);
@@ -380,10 +331,7 @@ class LongRows {
   template <class X, class Order, bool kHasKD, Label kUsed>
   void write_block() {
     const int size = before.blocks.size(before.num_left - 1);
-    const auto gradient = next<X, Order, kHasKD, kUsed>();
-    int i = 0;
-    for (; i + kPair <= size; i += kPair) gradient(i);
-    if (i < size) store_pair(Order{}, gradient.grad + i, gradient.pair(i), size - i);
+    next<X, Order, kHasKD, kUsed>().write(size);
   }
 };
 

@@ -32,10 +32,6 @@ class NearRuns {
  public:
   NearRuns(const Exponent&, const Exponent&, const Exponent&) {}
   void refer_to(float, float) {}
-  template <class S, class T, class Beside>
-  bool add(const S*, const T*, int, const Exponentials&, BlockSums<kLabel>&, const Beside&) const {
-    return false;
-  }
 };
 
 #else
