@@ -175,18 +175,20 @@ def _sums_of_events(
     student, entries, terms, statistics, outside, row, V,
     DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, K_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """D in bits, the centre, and what 2^bits is multiplied by in the gradient outside."""
+    """D in bits, the centre, the sum of q, what 2^bits is multiplied by in the gradient outside."""
     values = tl.zeros([K_BLOCK], tl.float64)
     centres = tl.zeros([K_BLOCK], tl.float64)
+    shares = tl.zeros([K_BLOCK], tl.float64)
     g_outside = tl.zeros([K_BLOCK], tl.float64)
     direct_outside = tl.zeros([K_BLOCK], tl.float64)
     for start in range(0, entries.num + 1, K_BLOCK):
         slot = start + tl.arange(0, K_BLOCK)
-        _, _, q, value, g, direct = _events(
+        id, _, q, value, g, direct = _events(
             student, entries, terms, statistics, outside, row, slot, V, DIVERGENCE, TAIL
         )
         values += value
         centres += direct + q * g
+        shares += tl.where((id >= 0) | (slot == entries.num), q, 0.0)
         g_outside += tl.where(slot == entries.num, g, 0.0)
         direct_outside += tl.where(slot == entries.num, direct, 0.0)
     centre = tl.sum(centres)
@@ -195,7 +197,7 @@ def _sums_of_events(
     direct = tl.sum(direct_outside)
     slope = tl.where(direct == 0.0, 0.0, direct / total_outside)
     slope += (tl.sum(g_outside) - centre) * scale
-    return tl.sum(values), centre, slope.to(tl.float32)
+    return tl.sum(values), centre, tl.sum(shares), slope.to(tl.float32)
 
 
 @triton.jit
@@ -219,9 +221,10 @@ def _sums_of_columns(
     DIVERGENCE: tl.constexpr, K_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """What the columns outside add to D, in bits, and to the centre."""
+    """What the columns outside add to D, in bits, to the centre and to the sum of q."""
     values = tl.zeros([BLOCK // GROUP], tl.float32)
     centres = values
+    shares = values
     for start in range(0, V + shift, BLOCK):
         z = read_block(student, first, start, shift, V, BLOCK, GROUP, LAYOUT, "evict_last")
         z = only_outside(z, float("inf"), entries, row, start, shift, V, K_BLOCK, BLOCK, GROUP)
@@ -229,7 +232,8 @@ def _sums_of_columns(
         value, q, g, direct = _terms_of_columns(z, student, terms, top, columns, DIVERGENCE)
         values += tl.sum(tl.where(is_outside, value, 0.0), 1)
         centres += tl.sum(tl.where(is_outside, direct + q * g, 0.0), 1)
-    return tl.sum(values), tl.sum(centres)
+        shares += tl.sum(tl.where(is_outside, q, 0.0), 1)
+    return tl.sum(values), tl.sum(centres), tl.sum(shares)
 
 
 @triton.jit
@@ -310,7 +314,7 @@ def _row(
         student, entries, statistics, row, first, shift, V,
         TAIL, SUM_OUTSIDE, EACH, K_BLOCK, BLOCK, GROUP, LAYOUT,
     )  # fmt: skip
-    kd, centre, slope = _sums_of_events(
+    kd, centre, shares, slope = _sums_of_events(
         student, entries, terms, statistics, outside, row, V, DIVERGENCE, TAIL, K_BLOCK
     )
     columns = None
@@ -320,12 +324,14 @@ def _row(
         # p in units of the student's exponentials: its error is that of every column's ratio
         log2_scaled = tl.log2(p_each * outside[0]).to(tl.float32)
         columns = p, log2_p, log2_total, log2_scaled, scale
-        kd_each, centre_each = _sums_of_columns(
+        kd_each, centre_each, shares_each = _sums_of_columns(
             student, entries, terms, statistics[0], columns, row, first, shift, V,
             DIVERGENCE, K_BLOCK, BLOCK, GROUP, LAYOUT,
         )  # fmt: skip
         kd += kd_each
         centre += centre_each
+        if DIVERGENCE != "forward_kl":  # see pointwise.py
+            centre /= shares + shares_each
     tl.store(kd_values + row, kd * terms.value_to_kd)
     if grad is not None:
         weight = weight_of_token(tokens)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from dense_kd_input import BF16, F16, F32
+from dense_kd_input import BF16, F16, F32, normal
 from hidden_cases import hidden_states
 from kd_evaluation import (
     GRADIENT,
@@ -38,6 +38,19 @@ def student_has_outside(mass: float, **fields: Any) -> dict[str, Any]:
     log_odds = torch.logit(torch.tensor(mass, dtype=torch.float64))
     logits = torch.where(kept, logits - log_kept, logits - log_rest + log_odds)
     return arguments | {"student_logits": logits.float()}
+
+
+def teacher_of_one_id(temperature: float, **fields: Any) -> dict[str, Any]:
+    """It is sure of one id of each row, and all others, kept or not, are alike."""
+    row = torch.arange(6)
+    logits = torch.zeros(6, SHIFTED)
+    logits[row, row * 5] = 7.0
+    kept = logits.topk(8, -1)
+    log_z = (logits.double() / temperature).logsumexp(-1).float()
+    teacher = SparseTeacher(kept.indices.int(), kept.values, log_z, "uniform")
+    student = normal(6, SHIFTED, seed=0)
+    fields |= {"student_logits": student, "teacher": teacher, "reduction": "none"}
+    return fields | {"temperature": temperature}
 
 
 def with_impossible_columns(tail: str) -> dict[str, Any]:
@@ -92,6 +105,9 @@ CASES: dict[str, dict[str, Any]] = {
         for tail in ("uniform", "renormalize", "drop")
         if tail == "uniform" or min(a, b) > 0.0
     },
+    "uniform, jsd, cold: nearly all of q in one column": teacher_of_one_id(
+        temperature=0.1, **DIVERGENCES["jsd"]
+    ),
     "uniform, what rounds alike in every column": case(
         6, SHIFTED, 16, "uniform", divergence="alpha_beta", alpha_beta=(0.0, 0.0)
     ),
