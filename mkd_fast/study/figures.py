@@ -89,6 +89,7 @@ def learning_curves(results: StudyResults, objective: str, num_layers: int) -> F
                     look = {**_look(start), "markersize": 4, "alpha": 0.8}
                     axes.plot(steps, scores, **(look if number == 0 else look | {"label": None}))
             axes.set_xscale("symlog", linthresh=1)
+            axes.xaxis.set_major_formatter("{x:g}")
             axes.set_xlabel("optimizer step")
     return figure
 
@@ -114,6 +115,7 @@ def data_curves(results: StudyResults, objective: str, num_layers: int) -> Figur
 def size_and_quality(results: StudyResults, objective: str, fraction: float) -> Figure:
     """Parameters against the mean score, seen and unseen languages apart."""
     depths = results.present("num_layers")
+    shown = {round(results.teacher.parameters / 1e6)}
     title = f"Size against quality ({NAMES[objective]}, {fraction:.0%} of the text)"
     with _panels_of_groups(title, results) as (figure, panels):
         for group, axes in panels.items():
@@ -128,7 +130,10 @@ def size_and_quality(results: StudyResults, objective: str, fraction: float) -> 
                 found = [arm for arm in arms if arm in results.by_arm]
                 sizes = [next(iter(results.by_arm[arm].values())).parameters / 1e6 for arm in found]
                 axes.plot(sizes, [_score(results, arm, group) for arm in found], **_look(start))
+                shown |= {round(size) for size in sizes}
             axes.set_xscale("log")
+            axes.set_xticks(sorted(shown), [str(size) for size in sorted(shown)])
+            axes.minorticks_off()
             axes.set_xlabel("parameters, millions")
     return figure
 
