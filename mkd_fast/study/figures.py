@@ -132,7 +132,8 @@ def size_and_quality(results: StudyResults, objective: str, fraction: float) -> 
                 axes.plot(sizes, [_score(results, arm, group) for arm in found], **_look(start))
                 shown |= {round(size) for size in sizes}
             axes.set_xscale("log")
-            axes.set_xticks(sorted(shown), [str(size) for size in sorted(shown)])
+            ticks = sorted(shown)
+            axes.set_xticks(ticks, list(map(str, ticks)))
             axes.minorticks_off()
             axes.set_xlabel("parameters, millions")
     return figure

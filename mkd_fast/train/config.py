@@ -16,7 +16,7 @@ from mkd_fast.checks import recipe as checks
 from mkd_fast.data.tokens import NO_LABEL
 from mkd_fast.losses.spec import LossSpec
 from mkd_fast.student.depth import DEPTHS
-from mkd_fast.student.width import WIDTHS
+from mkd_fast.student.width import WIDTHS, WidthRequest
 from mkd_fast.teacher.cache.kinds import parse_keep
 from mkd_fast.train.optim_config import OptimConfig
 from mkd_fast.train.recipe import built, load_as
@@ -227,10 +227,20 @@ class StudentConfig:
             raise checks.coverage_out_of_range(self.coverage)
 
     @property
+    def width_request(self) -> WidthRequest:
+        """How narrow the student is to be; empty where it keeps the teacher's width."""
+        return WidthRequest(
+            self.hidden_size or None,
+            self.num_heads or None,
+            None,
+            self.intermediate_size or None,
+            self.width,
+        )
+
+    @property
     def chooses_units_by_text(self) -> bool:
         """Whether the student is narrower, and its units are those that do most on text."""
-        is_narrower = self.hidden_size or self.num_heads or self.intermediate_size
-        return bool(is_narrower) and self.width != "uniform"
+        return not self.width_request.is_empty and self.width != "uniform"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from mkd_fast.layer_list import find_layer_list
 from mkd_fast.student import TokenMap
 from mkd_fast.student.layers import keep_layers
 from mkd_fast.student.sizes import Sizes
-from mkd_fast.student.width import WidthRequest
 from mkd_fast.teacher.pretrained import resolve_model
 from mkd_fast.train import corpus as corpora
 from mkd_fast.train import models
@@ -237,15 +236,8 @@ def shapes_of(
     layer_list = find_layer_list("copy_init", skeleton)
     kept = keep_layers(skeleton, layer_list, depth, settings.num_layers or None)
     teacher, student = copy.deepcopy(skeleton.config), kept.config
-    request = WidthRequest(
-        settings.hidden_size or None,
-        settings.num_heads or None,
-        None,
-        settings.intermediate_size or None,
-        settings.width,
-    )
-    if not request.is_empty:
-        request.sizes(Sizes.of(skeleton)).write(student)
+    if not settings.width_request.is_empty:
+        settings.width_request.sizes(Sizes.of(skeleton)).write(student)
     if token_map is not None:
         student.vocab_size = len(token_map.keep_token_ids)
         token_map.renumber(student)
