@@ -12,8 +12,7 @@ namespace mkd::MKD_ISA {
 constexpr int kMostTogether = 16;
 
 template <class D>
-inline void run_together(const KD& op, int64_t begin, const int64_t* numbers, int count,
-                         Terms* terms) {
+inline void run_together(const KD& op, const Task& task, const int64_t* numbers, int count) {
   alignas(64) float s[kBlock], t[kBlock];
   Row rows[kMostTogether];
   const int room = kBlock / kMostTogether;  // one row: all of the block
@@ -26,7 +25,7 @@ inline void run_together(const KD& op, int64_t begin, const int64_t* numbers, in
   for (int i = 0; i < count; ++i) {
     sweeps.normalise(rows[i]);
     if constexpr (D::kNeedsValueSweep) sweeps.add_values(rows[i], 0, op.num_columns);
-    terms[numbers[i] - begin] = sweeps.finish(rows[i]);
+    task.terms_of(numbers[i]) = sweeps.finish(rows[i]);
   }
   if (!op.grad.data) return;
   const Sweeps<KL<false, false>> without_kd(op);
@@ -40,23 +39,23 @@ inline void run_together(const KD& op, int64_t begin, const int64_t* numbers, in
   }
 }
 
-// terms[n - begin] and the gradient of those rows n in [begin, end) that count.
+// The terms and the gradient of those rows of a task that count.
 template <class D>
-inline void logits_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
+inline void logits_rows(const KD& op, const Task& task) {
   const int most = op.num_columns <= kBlock / kMostTogether ? kMostTogether : 1;
   int64_t numbers[kMostTogether];
   int count = 0;
-  for (int64_t n = begin; n < end; ++n) {
+  for (int64_t n = task.begin; n < task.end; ++n) {
     if (op.counts(n)) numbers[count++] = n;
-    if (count == most || (n + 1 == end && count > 0)) {
-      run_together<D>(op, begin, numbers, count, terms);
+    if (count == most || (n + 1 == task.end && count > 0)) {
+      run_together<D>(op, task, numbers, count);
       count = 0;
     }
   }
 }
 
-inline void logits_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  with_divergence(op, [&](auto policy) { logits_rows<decltype(policy)>(op, begin, end, terms); });
+inline void logits_rows(const KD& op, const Task& task) {
+  with_divergence(op, [&](auto policy) { logits_rows<decltype(policy)>(op, task); });
 }
 
 // A row in parts that different threads take; each begins where a block does.

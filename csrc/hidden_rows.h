@@ -123,14 +123,14 @@ inline double share_of_position(const KD& op, int64_t n) {
   return 1.0 / (num_counted > 0 ? num_counted : 1);
 }
 
-// Adds one layer's part to terms[n - begin].hidden of the tokens n in [begin, end) that count.
+// Adds one layer's part to the terms of those tokens of a task that count.
 template <class S, class T>
-void layer_rows(const KD& op, const HiddenLayer& layer, int64_t begin, int64_t end, Terms* terms) {
+void layer_rows(const KD& op, const HiddenLayer& layer, const Task& task) {
   const bool is_aligned =
       (reinterpret_cast<uintptr_t>(layer.grad.data) | (layer.width * sizeof(S))) %
           (Vec::kLanes * sizeof(S)) ==
       0;
-  for (int64_t n = begin; n < end; ++n) {
+  for (int64_t n = task.begin; n < task.end; ++n) {
     if (!op.counts(n)) continue;
     const double share = share_of_position(op, n) / static_cast<double>(op.num_layers);
     const double weight = share * op.hidden_weight * op.row_weight;
@@ -151,37 +151,37 @@ void layer_rows(const KD& op, const HiddenLayer& layer, int64_t begin, int64_t e
           op.stream_grad_hidden && is_aligned};
       error += op.hidden_is_cosine ? one_minus_cosine(pair, weight) : squared_error(pair, weight);
     }
-    terms[n - begin].hidden += error * share;
+    task.terms_of(n).hidden += error * share;
   }
 }
 
 template <class S>
-void layer_rows(const KD& op, const HiddenLayer& layer, int64_t begin, int64_t end, Terms* terms) {
+void layer_rows(const KD& op, const HiddenLayer& layer, const Task& task) {
   switch (layer.teacher.dtype) {
     case DType::kFloat32:
-      return layer_rows<S, float>(op, layer, begin, end, terms);
+      return layer_rows<S, float>(op, layer, task);
     case DType::kBFloat16:
-      return layer_rows<S, BFloat16>(op, layer, begin, end, terms);
+      return layer_rows<S, BFloat16>(op, layer, task);
     case DType::kFloat16:
-      return layer_rows<S, Float16>(op, layer, begin, end, terms);
+      return layer_rows<S, Float16>(op, layer, task);
     case DType::kInt8:
-      return layer_rows<S, int8_t>(op, layer, begin, end, terms);
+      return layer_rows<S, int8_t>(op, layer, task);
   }
 }
 
-// terms[n - begin].hidden and the gradients of the tokens n in [begin, end) that count.
-inline void hidden_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
+// The hidden terms and the gradients of those tokens of a task that count.
+inline void hidden_rows(const KD& op, const Task& task) {
   for (int64_t l = 0; l < op.num_layers; ++l) {
     const HiddenLayer& layer = op.layers[l];
     switch (layer.student.dtype) {
       case DType::kBFloat16:
-        layer_rows<BFloat16>(op, layer, begin, end, terms);
+        layer_rows<BFloat16>(op, layer, task);
         break;
       case DType::kFloat16:
-        layer_rows<Float16>(op, layer, begin, end, terms);
+        layer_rows<Float16>(op, layer, task);
         break;
       default:
-        layer_rows<float>(op, layer, begin, end, terms);
+        layer_rows<float>(op, layer, task);
     }
   }
   if (op.stream_grad_hidden) finish_streams();

@@ -147,8 +147,28 @@ struct Parallel {
   }
 };
 
-// terms[n - begin] of the rows n in [begin, end) that count, whose gradients are written.
-using RowsKernel = void (*)(const KD&, int64_t begin, int64_t end, Terms* terms);
+// Rows that one thread takes, and room for the terms of each.
+struct Task {
+  int64_t begin = 0, end = 0;
+  Terms* terms = nullptr;
+
+  [[gnu::always_inline]] Terms& terms_of(int64_t n) const { return terms[n - begin]; }
+};
+
+// The tasks of a thread, one after the other, as it becomes free: so it may go on with one row
+// while it begins another. A task's terms are there when the next one is taken.
+struct Tasks {
+  bool (*take_next)(void* context, Task& task);
+  void* context;
+
+  template <class Act>
+  [[gnu::always_inline]] void each(const Act& act) const {
+    for (Task task; take_next(context, task);) act(task);
+  }
+};
+
+// The terms and gradients of all rows of the tasks.
+using RowsKernel = void (*)(const KD&, const Tasks&);
 
 // The same for one row that counts, split between threads.
 using SplitRowKernel = void (*)(const KD&, int64_t n, int num_parts, const Parallel&, Terms* terms);

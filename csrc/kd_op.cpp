@@ -11,7 +11,7 @@ namespace {
 
 using torch::stable::new_empty;
 
-constexpr int64_t kElementsPerTask = 16384;
+constexpr int64_t kElementsPerTask = 256000;
 // Hidden states of a task's rows lie side by side in each layer: long stretches stream better.
 constexpr int64_t kHiddenElementsPerTask = 131072;
 constexpr int64_t kSmallestPart = 8192;  // columns of a row that is split between threads
@@ -180,34 +180,77 @@ int64_t rows_of_task(const KD& op) {
   return task / (row_elements + 1) + 1;
 }
 
-// The summed terms of rows [0, num_rows), and each row's to `per_token` unless that is null.
-// Threads take the next task as they become free; sums are a task's, so that they do not depend on
-// who ran it.
-Terms run_rows(const KD& op, int64_t num_rows, RowsKernel kernel, const Outputs* per_token) {
-  const int64_t group = rows_of_task(op), num_tasks = (num_rows + group - 1) / group;
-  std::vector<Terms> sums(num_tasks);
-  std::atomic<int64_t> next = 0;
-  const auto work = [&](int64_t, int64_t) {
+// Rows [0, num_rows) in tasks, which threads take as they become free. Sums are a task's, so that
+// they do not depend on who ran it.
+class TaskQueue {
+ public:
+  // Each row's terms go to `per_token` too unless that is null.
+  TaskQueue(const KD& op, int64_t num_rows, const Outputs* per_token)
+      : op(op),
+        num_rows(num_rows),
+        per_token(per_token),
+        group(rows_of_task(op)),
+        sums((num_rows + group - 1) / group) {}
+
+  int64_t num_tasks() const { return static_cast<int64_t>(sums.size()); }
+
+  // The part of one thread.
+  void run(RowsKernel kernel) {
+    Worker worker{*this, {}};
+    kernel(op, {[](void* of, Task& task) { return static_cast<Worker*>(of)->take_next(task); },
+                &worker});
+  }
+
+  Terms total() const {
+    Terms total;
+    for (const Terms& sum : sums) total += sum;
+    return total;
+  }
+
+ private:
+  struct Worker {
+    TaskQueue& queue;
     std::vector<Terms> terms;
-    for (int64_t task; (task = next++) < num_tasks;) {
-      const int64_t begin = task * group, end = std::min(num_rows, begin + group);
-      for (int64_t n = begin; n < end; ++n) {
-        if (!op.counts(n)) clear_row(op, n);
+
+    bool take_next(Task& task) {
+      if (task.terms) queue.add(task);
+      const int64_t number = queue.next++;
+      if (number >= queue.num_tasks()) return false;
+      task.begin = number * queue.group;
+      task.end = std::min(queue.num_rows, task.begin + queue.group);
+      terms.assign(task.end - task.begin, {});
+      task.terms = terms.data();
+      for (int64_t n = task.begin; n < task.end; ++n) {
+        if (!queue.op.counts(n)) clear_row(queue.op, n);
       }
-      terms.assign(end - begin, {});
-      kernel(op, begin, end, terms.data());
-      Terms sum;
-      for (const Terms& row : terms) sum += row;
-      sums[task] = sum;
-      if (!per_token) continue;
-      for (int64_t n = begin; n < end; ++n) per_token->write(n, op, terms[n - begin]);
+      return true;
     }
   };
-  const int64_t num_workers = std::min<int64_t>(num_tasks, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, num_workers, 1, work);
-  Terms total;
-  for (const Terms& sum : sums) total += sum;
-  return total;
+
+  void add(const Task& task) {
+    Terms& sum = sums[task.begin / group];
+    for (int64_t n = task.begin; n < task.end; ++n) {
+      const Terms& terms = task.terms_of(n);
+      sum += terms;
+      if (per_token) per_token->write(n, op, terms);
+    }
+  }
+
+  const KD& op;
+  const int64_t num_rows;
+  const Outputs* const per_token;
+  const int64_t group;
+  std::vector<Terms> sums;
+  std::atomic<int64_t> next = 0;
+};
+
+// The summed terms of rows [0, num_rows), and each row's to `per_token` unless that is null.
+Terms run_rows(const KD& op, int64_t num_rows, RowsKernel kernel, const Outputs* per_token) {
+  TaskQueue queue(op, num_rows, per_token);
+  const int64_t num_workers =
+      std::min<int64_t>(queue.num_tasks(), torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, num_workers, 1, [&](int64_t, int64_t) { queue.run(kernel); });
+  return queue.total();
 }
 
 void run_parts(int num_parts, void (*act)(const void* context, int part), const void* context) {

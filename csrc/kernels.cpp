@@ -20,16 +20,32 @@ static bool keeps_order(const KD& op) {
   return op.logit_scale > 0.0 && op.teacher_logit_scale > 0.0;
 }
 
-static void dense_logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  if (!is_plain_forward_kl(op) || !keeps_order(op)) return logits_rows(op, begin, end, terms);
-  if (op.num_columns <= kShortColumns) return short_rows(op, begin, end, terms);
-  long_rows(op, begin, end, terms);
+// logits(task), and the hidden states, of each task.
+template <class Logits>
+static void each(const KD& op, const Tasks& tasks, Logits logits) {
+  tasks.each([&](const Task& task) {
+    if (op.num_columns > 0) logits(task);
+    hidden_rows(op, task);
+  });
 }
 
-template <RowsKernel kLogits>
-static void rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  if (op.num_columns > 0) kLogits(op, begin, end, terms);
-  hidden_rows(op, begin, end, terms);
+static void dense_rows(const KD& op, const Tasks& tasks) {
+  if (!is_plain_forward_kl(op) || !keeps_order(op)) {
+    each(op, tasks, [&](const Task& task) { logits_rows(op, task); });
+  } else if (op.num_columns <= kShortColumns) {
+    each(op, tasks, [&](const Task& task) { short_rows(op, task); });
+  } else {
+    with_long_rows(op, [&](auto& rows) {
+      each(op, tasks, [&](const Task& task) { rows.run(task); });
+      rows.write_rest();
+    });
+  }
+  if (op.stream_grad) finish_streams();
+}
+
+static void sparse_rows(const KD& op, const Tasks& tasks) {
+  SparseRows rows(op);
+  each(op, tasks, [&](const Task& task) { rows.run(task); });
   if (op.stream_grad) finish_streams();
 }
 
@@ -38,7 +54,7 @@ static void dense_split_row(const KD& op, int64_t n, int num_parts, const Parall
   *terms = is_plain_forward_kl(op) && keeps_order(op)
                ? split_long_row(op, n, num_parts, parallel)
                : split_logits_row(op, n, num_parts, parallel);
-  hidden_rows(op, n, n + 1, terms);
+  hidden_rows(op, {n, n + 1, terms});
 }
 
 static void scale(DType dtype, void* row, int64_t count, float factor) {
@@ -51,8 +67,7 @@ static void scale(DType dtype, void* row, int64_t count, float factor) {
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {
-    MKD_TEXT(MKD_ISA), rows<dense_logits>, rows<sparse_logits>, dense_split_row, scale,
-    keep_logits};
+const Kernels kernels = {MKD_TEXT(MKD_ISA), dense_rows, sparse_rows,
+                         dense_split_row,   scale,      keep_logits};
 
 }  // namespace mkd::MKD_ISA

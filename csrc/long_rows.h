@@ -66,6 +66,21 @@ class LongRows {
     e_own = e_t + size;
   }
 
+  // The terms of those rows of a task that count, and their gradient but for the last one's.
+  void run(const Task& task) {
+    for (int64_t n = task.begin; n < task.end; ++n) {
+      if (!op.counts(n)) continue;
+      const RowSums all_sums = collect(n);
+      if (!exponents.are_good(all_sums)) {
+        run_together<D>(op, task, &n, 1);
+        continue;
+      }
+      RowFactors factors;
+      task.terms_of(n) = finish(n, all_sums, factors);
+      if (op.grad.data) keep(all_sums, factors);
+    }
+  }
+
   // First sweep: the sums, and the exponentials for the last one. They refer to stored logits. What
   // is left to write of the row before is written on the way.
   RowSums collect(int64_t n) {
@@ -335,23 +350,13 @@ class LongRows {
   }
 };
 
-// terms[n - begin] and the gradient of those rows n in [begin, end) that count.
-inline void long_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
+// act(what runs the tasks of a thread)
+template <class Act>
+inline void with_long_rows(const KD& op, Act act) {
   with_known(label_of(op), [&](auto label) {
     static thread_local std::vector<float> storage;
     LongRows<label.value> rows(op, 0, op.num_columns, storage);
-    for (int64_t n = begin; n < end; ++n) {
-      if (!op.counts(n)) continue;
-      const RowSums sums = rows.collect(n);
-      if (!rows.exponents.are_good(sums)) {
-        run_together<KL<true, false>>(op, begin, &n, 1, terms);
-        continue;
-      }
-      RowFactors factors;
-      terms[n - begin] = rows.finish(n, sums, factors);
-      if (op.grad.data) rows.keep(sums, factors);
-    }
-    rows.write_rest();
+    act(rows);
   });
 }
 

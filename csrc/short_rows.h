@@ -28,14 +28,14 @@ class ShortRows {
     at_label[kShortColumns] = static_cast<float>(sweeps.label_weight);
   }
 
-  void run(int64_t begin, const int64_t* numbers, int count, Terms* terms) {
+  void run(const Task& task, const int64_t* numbers, int count) {
     for (int r = 0; r < count; ++r) {
       from_s[r] = as_floats(op.student, numbers[r], converted_s + r * kShortColumns);
       from_t[r] = as_floats(op.teacher, numbers[r], converted_t + r * kShortColumns);
     }
     find_largest(count);
     collect(numbers, count);
-    for (int r = 0; r < count; ++r) terms[numbers[r] - begin] = terms_of(r, numbers[r]);
+    for (int r = 0; r < count; ++r) task.terms_of(numbers[r]) = terms_of(r, numbers[r]);
     if (op.grad.data) write_gradients(numbers, count);
   }
 
@@ -227,30 +227,29 @@ class ShortRows {
   }
 };
 
-// terms[n - begin] and the gradient of those rows n in [begin, end) that count.
+// The terms and the gradient of those rows of a task that count.
 template <Label kLabel, int kRegisters>
-inline void short_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
+inline void short_rows(const KD& op, const Task& task) {
   ShortRows<kLabel, kRegisters> rows(op);
   int64_t numbers[Vec::kLanes];
   int count = 0;
-  for (int64_t n = begin; n < end; ++n) {
+  for (int64_t n = task.begin; n < task.end; ++n) {
     if (op.counts(n)) numbers[count++] = n;
-    if (count == Vec::kLanes || (n + 1 == end && count > 0)) {
-      rows.run(begin, numbers, count, terms);
+    if (count == Vec::kLanes || (n + 1 == task.end && count > 0)) {
+      rows.run(task, numbers, count);
       count = 0;
     }
   }
 }
 
 template <int kRegisters = kMostUnrolled>
-inline void short_rows(const KD& op, int64_t begin, int64_t end, Terms* terms) {
+inline void short_rows(const KD& op, const Task& task) {
   if constexpr (kRegisters > 0) {
     if (op.num_columns > kRegisters * Vec::kLanes ||
         op.num_columns <= (kRegisters - 1) * Vec::kLanes)
-      return short_rows<kRegisters - 1>(op, begin, end, terms);
+      return short_rows<kRegisters - 1>(op, task);
   }
-  with_known(label_of(op),
-             [&](auto label) { short_rows<label.value, kRegisters>(op, begin, end, terms); });
+  with_known(label_of(op), [&](auto label) { short_rows<label.value, kRegisters>(op, task); });
 }
 
 }  // namespace mkd::MKD_ISA

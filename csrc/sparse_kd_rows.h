@@ -20,6 +20,14 @@ class SparseRows {
   explicit SparseRows(const KD& op)
       : op(op), kept(op), exponentials(scratch(op.num_columns / kBlock + 2)) {}
 
+  // The terms and the gradient of those rows of a task that count.
+  void run(const Task& task) {
+    for (int64_t n = task.begin; n < task.end; ++n) {
+      if (op.counts(n)) task.terms_of(n) = run(n);
+    }
+  }
+
+ private:
   Terms run(int64_t n) {
     row = {};
     row.n = n;
@@ -37,7 +45,6 @@ class SparseRows {
     return {kd, ce, 0.0};
   }
 
- private:
   // What the sweeps leave of one row. What lies outside, where the teacher kept nothing, is summed
   // by itself, with the kept logits taken out: no large share of theirs is ever subtracted again.
   struct Row {
@@ -384,13 +391,5 @@ class SparseRows {
     }
   }
 };
-
-// terms[n - begin] and the gradient of those rows n in [begin, end) that count.
-inline void sparse_logits(const KD& op, int64_t begin, int64_t end, Terms* terms) {
-  SparseRows rows(op);
-  for (int64_t n = begin; n < end; ++n) {
-    if (op.counts(n)) terms[n - begin] = rows.run(n);
-  }
-}
 
 }  // namespace mkd::MKD_ISA
