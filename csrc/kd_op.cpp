@@ -180,8 +180,9 @@ int64_t rows_of_task(const KD& op) {
   return task / (row_elements + 1) + 1;
 }
 
-// Rows [0, num_rows) in tasks, which threads take as they become free. Sums are a task's, so that
-// they do not depend on who ran it.
+// Rows [0, num_rows) in tasks. Each worker has a section of them and goes through it in order, so
+// that what is fetched ahead is what it takes next; then it helps the others. Sums are a task's, so
+// that they do not depend on who ran it.
 class TaskQueue {
  public:
   // Each row's terms go to `per_token` too unless that is null.
@@ -190,13 +191,19 @@ class TaskQueue {
         num_rows(num_rows),
         per_token(per_token),
         group(rows_of_task(op)),
-        sums((num_rows + group - 1) / group) {}
+        sums((num_rows + group - 1) / group),
+        sections(std::min<int64_t>(sums.size(), torch::stable::get_num_threads())) {
+    const int64_t num_tasks = static_cast<int64_t>(sums.size());
+    for (int64_t i = 0; i < num_workers(); ++i) {
+      sections[i].next = num_tasks * i / num_workers();
+      sections[i].end = num_tasks * (i + 1) / num_workers();
+    }
+  }
 
-  int64_t num_tasks() const { return static_cast<int64_t>(sums.size()); }
+  int64_t num_workers() const { return static_cast<int64_t>(sections.size()); }
 
-  // The part of one thread.
-  void run(RowsKernel kernel) {
-    Worker worker{*this, {}};
+  void run_worker(int64_t number, RowsKernel kernel) {
+    Worker worker{*this, number, 0, {}};
     kernel(op, {[](void* of, Task& task) { return static_cast<Worker*>(of)->take_next(task); },
                 &worker});
   }
@@ -208,22 +215,38 @@ class TaskQueue {
   }
 
  private:
+  struct alignas(64) Section {  // a cache line of its own
+    std::atomic<int64_t> next = 0;
+    int64_t end = 0;
+  };
+
   struct Worker {
     TaskQueue& queue;
+    const int64_t number;
+    int64_t num_done;  // sections that have no task left
     std::vector<Terms> terms;
 
     bool take_next(Task& task) {
       if (task.terms) queue.add(task);
-      const int64_t number = queue.next++;
-      if (number >= queue.num_tasks()) return false;
-      task.begin = number * queue.group;
+      for (; num_done < queue.num_workers(); ++num_done) {
+        Section& section = queue.sections[(number + num_done) % queue.num_workers()];
+        const int64_t next = section.next++;
+        if (next < section.end) {
+          begin(next, task);
+          return true;
+        }
+      }
+      return false;
+    }
+
+    void begin(int64_t task_number, Task& task) {
+      task.begin = task_number * queue.group;
       task.end = std::min(queue.num_rows, task.begin + queue.group);
       terms.assign(task.end - task.begin, {});
       task.terms = terms.data();
       for (int64_t n = task.begin; n < task.end; ++n) {
         if (!queue.op.counts(n)) clear_row(queue.op, n);
       }
-      return true;
     }
   };
 
@@ -241,15 +264,15 @@ class TaskQueue {
   const Outputs* const per_token;
   const int64_t group;
   std::vector<Terms> sums;
-  std::atomic<int64_t> next = 0;
+  std::vector<Section> sections;
 };
 
 // The summed terms of rows [0, num_rows), and each row's to `per_token` unless that is null.
 Terms run_rows(const KD& op, int64_t num_rows, RowsKernel kernel, const Outputs* per_token) {
   TaskQueue queue(op, num_rows, per_token);
-  const int64_t num_workers =
-      std::min<int64_t>(queue.num_tasks(), torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, num_workers, 1, [&](int64_t, int64_t) { queue.run(kernel); });
+  torch::stable::parallel_for(0, queue.num_workers(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) queue.run_worker(worker, kernel);
+  });
   return queue.total();
 }
 

@@ -42,15 +42,19 @@ struct BlockGradient {
     return pair;
   }
 
-  // The kd part is exactly 0 where p and q are equal.
+  // Without a label, exactly 0 where p and q are equal.
   [[gnu::always_inline]] Vec columns(int i) const {
     const Vec x_s = load(kept.e_s + i), x_t = load(kept.e_t + i), ce = all(factors.ce);
+    if constexpr (kUsed == Label::kNone) {
+      return kHasKD ? x_s * all(factors.s) - x_t * all(factors.t) : all(0.0f);
+    }
     Vec result = all(0.0f);
-    if constexpr (kHasKD) result = x_s * all(factors.s) - x_t * all(factors.t);
-    if constexpr (kUsed == Label::kSame) return fma(x_s, ce, result);
-    if constexpr (kUsed == Label::kSquare) return fma(x_s * ce, x_s, result);
-    if constexpr (kUsed == Label::kOwn) return fma(load(kept.e_own + i), ce, result);
-    return result;
+    if constexpr (kUsed == Label::kSame) result = x_s * all(factors.s + factors.ce);
+    if constexpr (kUsed == Label::kSquare) result = x_s * fma(x_s, ce, all(factors.s));
+    if constexpr (kUsed == Label::kOwn) {
+      result = fma(load(kept.e_own + i), ce, x_s * all(factors.s));
+    }
+    return kHasKD ? fma(x_t, all(-factors.t), result) : result;
   }
 
   void take_off_label(Pair& pair, int lane) const {

@@ -202,6 +202,8 @@ class LongRows {
     const S* const s = reinterpret_cast<const S*>(op.student.row(row.n));
     const T* const t = reinterpret_cast<const T*>(op.teacher.row(row.n));
     const int size = row.blocks.size(0);
+    fetch_pages(s + first, last - first);
+    fetch_pages(t + first, last - first);
     refer(largest_of(s + first, size), largest_of(t + first, size));
     for (int64_t b = 0; b < row.blocks.count(); ++b) {
       const int64_t slot = slot_of(row, b), begin = row.blocks.begin(b);

@@ -108,4 +108,12 @@ template <class X>
   for (size_t at = 0; at < kPair * sizeof(X); at += kLine) __builtin_prefetch(ahead + at, 0, 2);
 }
 
+// Fetches a line of each page of a row that is taken next, all at once: where the processor has to
+// look up where each of them lies, page by page on the way, it waits each time, and can do several.
+template <class X>
+[[gnu::always_inline]] inline void fetch_pages(const X* row, int64_t count) {
+  constexpr int64_t kInPage = 4096 / sizeof(X);
+  for (int64_t i = 0; i < count; i += kInPage) __builtin_prefetch(row + i, 0, 2);
+}
+
 }  // namespace mkd::MKD_ISA

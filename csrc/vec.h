@@ -14,7 +14,8 @@
 //   nearest_integer, times_power_of_two (n an integer in [-126, 127])
 //   split_exponent             a = mantissa * 2^exponent, mantissa in [sqrt(1/2), sqrt(2))
 //   kFractionBits, PowerTable, SeenBits   of near_runs.h, where kFmaRoundsOnce: 2^kFractionBits
-//                              entries found by a float's low bits, and the bits that any had
+//                              entries found by a float's low bits, and the bits that any had;
+//                              and Doubles::add(a, factor)
 //   largest, sum               over the lanes; the sum in double
 //   across(rows, join)         kLanes registers to one: lane r is row r's lanes, joined
 //   first_lanes(count)         a mask of the first count lanes

@@ -83,6 +83,11 @@ struct Doubles {
     const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1));
     v = _mm256_add_pd(v, _mm256_add_pd(low, high));
   }
+  void add(Vec a, double factor) {
+    Doubles of_a;
+    of_a.add(a);
+    v = _mm256_fmadd_pd(of_a.v, _mm256_set1_pd(factor), v);
+  }
   double sum() const {
     const __m128d y = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(y, _mm_unpackhi_pd(y, y)));

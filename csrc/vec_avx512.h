@@ -73,6 +73,11 @@ struct Doubles {
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1));
     v = _mm512_add_pd(v, _mm512_add_pd(low, high));
   }
+  void add(Vec a, double factor) {
+    Doubles of_a;
+    of_a.add(a);
+    v = _mm512_fmadd_pd(of_a.v, _mm512_set1_pd(factor), v);
+  }
   double sum() const { return _mm512_reduce_add_pd(v); }
 };
 inline double sum(Vec a) {

@@ -141,6 +141,12 @@ def tied_columns() -> dict[str, Any]:
     return fields
 
 
+def sides_apart(**options: Any) -> dict[str, Any]:
+    """The teacher's logits far above the student's, which is nothing to either softmax."""
+    fields = case(6, 2100, **options)
+    return fields | {"teacher": fields["teacher"] + 40.0}
+
+
 def equal_sides(**options: Any) -> dict[str, Any]:
     fields = case(6, 700, has_labels=False, **options)
     return fields | {"teacher": fields["student_logits"].clone()}
@@ -180,6 +186,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     **{f"{name} over several blocks": case(5, 2777, **f) for name, f in DIVERGENCES.items()},
     **{f"{name} of equal sides": equal_sides(**f) for name, f in DIVERGENCES.items()},
+    **{
+        f"forward_kl of sides apart, temperatures {t} and {teacher_t}": sides_apart(
+            temperature=t, teacher_temperature=teacher_t, ce_weight=0.5
+        )
+        for t, teacher_t in ((1.0, 1.0), (2.0, 2.0), (2.0, 1.0), (0.5, 3.0))
+    },
     **{f"{name}, maximum rises": rising_maximum(**f) for name, f in DIVERGENCES.items()},
     **{
         f"{name}{length}, -inf columns": without_some_columns(num_columns, **fields)
