@@ -18,6 +18,7 @@ from mkd_fast.checks.wording import value_error
 from mkd_fast.train import stages
 from mkd_fast.train.tasks import DistillTask
 
+KILLED = "rank 1 is killed"
 ERROR = value_error("read", "samples must be whole", "sample 3, cut short", "Mend it.")
 
 
@@ -30,6 +31,8 @@ def main() -> None:
         nonlocal num_steps
         num_steps += 1
         if (num_steps, attempt, rank) == (8, 0, 1):
+            sys.stderr.write(f"{KILLED}\n")
+            sys.stderr.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         return loss(*arguments)
 
