@@ -11,7 +11,7 @@ namespace {
 
 using torch::stable::new_empty;
 
-constexpr int64_t kElementsPerTask = 256000;
+constexpr int64_t kElementsPerTask = 16384;
 // Hidden states of a task's rows lie side by side in each layer: long stretches stream better.
 constexpr int64_t kHiddenElementsPerTask = 131072;
 constexpr int64_t kSmallestPart = 8192;  // columns of a row that is split between threads
